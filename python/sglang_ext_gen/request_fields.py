@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request fields as data: one table per family, read by every door.
+
+A family lists its request fields once, in ``sampling_params.py``. From that
+table come the check of a value (Python, CLI and HTTP alike), the flags and the
+help text of ``sglang-ext-gen generate``, and the set of names that an HTTP body
+may contain. Nothing here imports torch or SGLang.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sglang_ext_gen.errors import RequestError
+
+Kind = Literal["int", "float", "str", "bool", "floats", "strs"]
+
+_EXPECTED = {
+    "int": "an integer",
+    "float": "a finite number",
+    "str": "a string",
+    "bool": "true or false",
+    "floats": "a list of finite numbers",
+    "strs": "a string or a list of strings",
+}
+
+
+@dataclass(frozen=True)
+class RequestField:
+    """One request field: its name, type, range and help text.
+
+    Args:
+        name: Field name, the same in Python, CLI (with dashes) and HTTP.
+        kind: Value type; ``floats`` is a list of numbers, ``strs`` a string or
+            a list of strings.
+        help: One sentence for ``--help``.
+        minimum: Smallest allowed number (inclusive), for each item of a list.
+        maximum: Largest allowed number (inclusive).
+        multiple_of: The value must be a multiple of this.
+        choices: Allowed strings.
+        max_length: Most characters of a string, or items of a list.
+        doors: Where a user may set the field: ``python`` fields stay out of
+            HTTP bodies and of the command line, ``cli`` fields out of HTTP.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    minimum: float | None = None
+    maximum: float | None = None
+    multiple_of: int | None = None
+    choices: tuple[str, ...] = ()
+    max_length: int | None = None
+    doors: Literal["all", "cli", "python"] = "all"
+
+    def check(self, value: Any) -> Any:
+        """Return ``value`` in the field's own type.
+
+        Raises:
+            RequestError: Wrong type or out of range; names the field, the
+                value and what is allowed.
+        """
+        items = value if self.kind in ("floats", "strs") else [value]
+        if self.kind == "strs" and isinstance(value, str):
+            items = [value]
+        if not isinstance(items, Sequence) or isinstance(items, str):
+            raise self._refuse(value)
+        if self.kind in ("floats", "strs"):
+            self._check_length(value, len(items), "items")
+        checked = [self._check_item(item, value) for item in items]
+        if self.kind == "floats" or (self.kind == "strs" and items is value):
+            return checked
+        return checked[0]
+
+    def allowed(self) -> str:
+        """What the field accepts, as the end of a sentence."""
+        text = _EXPECTED[self.kind]
+        if self.minimum is not None and self.maximum is not None:
+            text += f" from {self.minimum:g} to {self.maximum:g}"
+        elif self.minimum is not None:
+            text += f" of at least {self.minimum:g}"
+        elif self.maximum is not None:
+            text += f" of at most {self.maximum:g}"
+        if self.multiple_of is not None:
+            text += f" in steps of {self.multiple_of}"
+        if self.choices:
+            text = "one of " + ", ".join(self.choices)
+        return text
+
+    def _check_item(self, item: Any, value: Any) -> Any:
+        if self.kind in ("str", "strs"):
+            if not isinstance(item, str):
+                raise self._refuse(value)
+            self._check_length(value, len(item), "characters")
+            if self.choices and item not in self.choices:
+                raise self._refuse(value)
+            return item
+        if self.kind == "bool":
+            if not isinstance(item, bool):
+                raise self._refuse(value)
+            return item
+        return self._check_number(item, value)
+
+    def _check_number(self, item: Any, value: Any) -> int | float:
+        # bool is an int in Python, but never a number that a user meant.
+        is_number = isinstance(item, (int, float)) and not isinstance(item, bool)
+        if not is_number or not math.isfinite(item):
+            raise self._refuse(value)
+        if self.kind == "int" and item != int(item):
+            raise self._refuse(value)
+        below = self.minimum is not None and item < self.minimum
+        above = self.maximum is not None and item > self.maximum
+        ragged = self.multiple_of is not None and item % self.multiple_of != 0
+        if below or above or ragged:
+            raise self._refuse(value)
+        return int(item) if self.kind == "int" else float(item)
+
+    def _check_length(self, value: Any, length: int, unit: str) -> None:
+        if self.max_length is not None and length > self.max_length:
+            raise RequestError(
+                self.name, f"{length} {unit} given, at most {self.max_length} allowed"
+            )
+
+    def _refuse(self, value: Any) -> RequestError:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        return RequestError(self.name, f"{shown} given, expected {self.allowed()}")
+
+
+def refuse_unknown_fields(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise for the first name in ``given`` that is not in ``known``.
+
+    Raises:
+        RequestError: Names the unknown field and lists the known ones.
+    """
+    names = sorted(known)
+    for name in given:
+        if name not in names:
+            raise RequestError(name, f"unknown field; known fields: {', '.join(names)}")
