@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target does its own set-up. All it needs is Python 3.11, make and a package
+# index; the first set-up downloads several gigabytes (SGLang brings PyTorch).
+
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
+	&& { command -v "$$p"; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/.setup-done
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+setup: $(STAMP) ## Make .venv and install the package with its test tools
+
+# pip finds its own configuration; uv does not read it, so a configured index is
+# handed over unless uv has one of its own.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 was not found as python3.11 or" \
+		"python3; install it, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	index=$$($(BIN)/python -m pip config list \
+		| sed -n "s/^.*\.index-url='\(.*\)'$$/\1/p" | head -n 1); \
+	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
+	$(BIN)/uv pip install --python $(BIN)/python -e '.[test]'
+	@touch $@
+
+demo: setup ## Write a tiny checkpoint and make a picture with it, on any device
+	$(BIN)/python -m sglang_ext_gen demo
+
+test: setup ## Run every test that needs no accelerator; ARGS are passed to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup ## Run the benchmarks at their tiny size
+	$(BIN)/python benchmark/bench_fp8_linear.py --tiny
+	$(BIN)/python benchmark/bench_denoise.py --tiny
+
+clean: ## Remove the environment, caches and build outputs
+	rm -rf .venv build dist python/*.egg-info .pytest_cache .ruff_cache
+	find python test benchmark -name __pycache__ -type d -prune -exec rm -rf {} +
