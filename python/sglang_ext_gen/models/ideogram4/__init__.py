@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ideogram 4 FP8: text to image by flow matching with asymmetric guidance.
+
+Source: the released checkpoint ``ideogram-ai/ideogram-4-fp8`` and the reference
+pipeline of diffusers (0.40 development version).
+
+Data flow, in the order of the files:
+
+    request.py          request fields, presets, checks          (no heavy import)
+    sampling_params.py  the same fields as SGLang's SamplingParams
+    text_encoder.py     prompt -> features of 13 decoder layers   [B, T, 13 * D]
+    packing.py          text and image tokens in one sequence     [B, T + I]
+    schedule.py         logit-normal times, guidance per step
+    dit.py              latents, features, time -> velocity       [B, I, C]
+    stages.py           text encoding, denoising, decoding stages
+    pipeline.py         components and stage order
+    config.py layout.py weights.py tiny.py     checkpoint side
+
+Shape legend: B batch, T text tokens, I image tokens, S = T + I packed tokens,
+D hidden size, H heads, d head dim, C latent channels per token (128), gh / gw
+latent token grid (16 pixels a token).
+"""

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user may ask of Ideogram 4: fields, presets, checks.
+
+Source: the vendor's presets and documented size range; limits of the reference
+pipeline. Imports neither torch nor SGLang, so that ``--help`` and the HTTP door
+can use it.
+
+Guidance schedules are in execution order here (the vendor's tuples are indexed
+the other way round): the first value belongs to the first, noisiest step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.request_fields import RequestField
+
+DEFAULT_PRESET = "V4_DEFAULT_20"
+DEFAULT_SIZE = 1024
+# Template tokens included; the text encoder was never run on longer prompts.
+MAX_PROMPT_TOKENS = 2048
+MAX_ASPECT_RATIO = 6
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A vendor preset: a guidance plateau, then a weaker tail.
+
+    Args:
+        num_inference_steps: Denoising steps.
+        guidance: Guidance of all steps but the tail.
+        tail_guidance: Guidance of the last ``tail_steps`` steps.
+        tail_steps: How many steps the tail has at ``num_inference_steps``.
+        mu: Mean of the logit-normal schedule at 512 x 512.
+        std: Its standard deviation.
+    """
+
+    num_inference_steps: int
+    guidance: float
+    tail_guidance: float
+    tail_steps: int
+    mu: float
+    std: float
+
+    def guidance_schedule(self, num_inference_steps: int) -> tuple[float, ...]:
+        """Guidance per step in execution order; the tail scales with the steps."""
+        share = self.tail_steps / self.num_inference_steps
+        tail = round(num_inference_steps * share)
+        plateau = num_inference_steps - tail
+        return (self.guidance,) * plateau + (self.tail_guidance,) * tail
+
+
+PRESETS: dict[str, Preset] = {
+    "V4_QUALITY_48": Preset(48, 7.0, 3.0, 3, mu=0.0, std=1.5),
+    "V4_DEFAULT_20": Preset(20, 7.0, 3.0, 2, mu=0.0, std=1.75),
+    "V4_TURBO_12": Preset(12, 7.0, 3.0, 1, mu=0.5, std=1.75),
+    "V4_FAST_20": Preset(20, 1.0, 1.0, 0, mu=0.0, std=1.75),
+    "V4_INSTANT_8": Preset(8, 1.0, 1.0, 0, mu=0.0, std=1.75),
+}
+
+_SIZE = {"minimum": 256, "maximum": 2048, "multiple_of": 16}
+
+REQUEST_FIELDS: tuple[RequestField, ...] = (
+    RequestField(
+        "prompt",
+        "strs",
+        "What to draw: a JSON caption (best) or plain text.",
+        max_length=65_536,
+    ),
+    RequestField("width", "int", "Picture width in pixels.", **_SIZE),
+    RequestField("height", "int", "Picture height in pixels.", **_SIZE),
+    RequestField(
+        "num_outputs_per_prompt",
+        "int",
+        "Pictures per prompt, with seeds seed, seed + 1, ...",
+        minimum=1,
+        maximum=10,
+    ),
+    RequestField(
+        "seed", "int", "Seed of the first picture.", minimum=0, maximum=2**53 - 1
+    ),
+    RequestField(
+        "preset",
+        "str",
+        "Defaults for steps, guidance, mu and std.",
+        choices=tuple(PRESETS),
+    ),
+    RequestField(
+        "num_inference_steps",
+        "int",
+        "Denoising steps; default from the preset.",
+        minimum=1,
+        maximum=200,
+    ),
+    RequestField(
+        "guidance_scale",
+        "float",
+        "One guidance value for all steps; 1 runs the model once a step.",
+        minimum=0,
+        maximum=100,
+    ),
+    RequestField(
+        "guidance_schedule",
+        "floats",
+        "Guidance per step in execution order, one value a step.",
+        minimum=0,
+        maximum=100,
+        max_length=200,
+    ),
+    RequestField(
+        "mu",
+        "float",
+        "Mean of the noise schedule; larger spends more steps on noise.",
+        minimum=-10,
+        maximum=10,
+    ),
+    RequestField(
+        "std", "float", "Spread of the noise schedule.", minimum=0.01, maximum=10
+    ),
+    RequestField(
+        "negative_prompt", "str", "Refused: this model has no negative prompt."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class DenoisingPlan:
+    """Everything that decides the denoising loop of a request but its size.
+
+    Args:
+        guidance: Guidance per step, execution order; its length is the number
+            of steps.
+        mu: Mean of the logit-normal schedule at 512 x 512.
+        std: Its standard deviation.
+    """
+
+    guidance: tuple[float, ...]
+    mu: float
+    std: float
+
+    @property
+    def num_inference_steps(self) -> int:
+        return len(self.guidance)
+
+    @property
+    def needs_unconditional(self) -> bool:
+        """Whether any step blends in the unconditional transformer."""
+        return any(value != 1.0 for value in self.guidance)
+
+
+def plan_denoising(
+    preset: str = DEFAULT_PRESET,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    guidance_schedule: Sequence[float] | None = None,
+    mu: float | None = None,
+    std: float | None = None,
+) -> DenoisingPlan:
+    """Fill what the request leaves open from its preset.
+
+    Raises:
+        RequestError: Unknown preset, both kinds of guidance, or a schedule of
+            another length than the number of steps.
+    """
+    if preset not in PRESETS:
+        raise RequestError(
+            "preset", f"{preset!r} given, expected one of {', '.join(PRESETS)}"
+        )
+    defaults = PRESETS[preset]
+    steps = num_inference_steps or defaults.num_inference_steps
+    if guidance_schedule is not None:
+        if guidance_scale is not None:
+            raise RequestError(
+                "guidance_schedule", "given together with guidance_scale; choose one"
+            )
+        if len(guidance_schedule) != steps:
+            raise RequestError(
+                "guidance_schedule",
+                f"{len(guidance_schedule)} values given, expected one for each of "
+                f"the {steps} steps (num_inference_steps)",
+            )
+        guidance = tuple(guidance_schedule)
+    elif guidance_scale is not None:
+        guidance = (guidance_scale,) * steps
+    else:
+        guidance = defaults.guidance_schedule(steps)
+    return DenoisingPlan(
+        guidance=guidance,
+        mu=defaults.mu if mu is None else mu,
+        std=defaults.std if std is None else std,
+    )
+
+
+def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the fields of a request, each alone and all together.
+
+    Args:
+        values: Fields that the user gave; ``None`` means not given. Names that
+            are not in ``REQUEST_FIELDS`` are not looked at.
+
+    Returns:
+        The given fields in their own types.
+
+    Raises:
+        RequestError: Names the first field that cannot be used, its value and
+            what is allowed.
+    """
+    checked = {
+        field.name: field.check(values[field.name])
+        for field in REQUEST_FIELDS
+        if values.get(field.name) is not None
+    }
+    _check_prompt(checked.get("prompt"))
+    if checked.get("negative_prompt", "").strip():
+        raise RequestError(
+            "negative_prompt",
+            "Ideogram 4 cannot use one: its guidance compares with a separate "
+            "transformer that sees no text. Describe what you want instead",
+        )
+    width = checked.get("width", DEFAULT_SIZE)
+    height = checked.get("height", DEFAULT_SIZE)
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise RequestError(
+            "width",
+            f"{width}x{height} is beyond the aspect ratio of {MAX_ASPECT_RATIO}:1",
+        )
+    plan_denoising(**{name: checked[name] for name in _PLAN if name in checked})
+    return checked
+
+
+_PLAN = (
+    "preset",
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_schedule",
+    "mu",
+    "std",
+)
+
+
+def _check_prompt(prompt: str | list[str] | None) -> None:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not prompts or not all(text.strip() for text in prompts):
+        raise RequestError("prompt", "missing or empty, expected a text to draw")
