@@ -218,7 +218,7 @@ REFUSED = {
         rf"{COMPOSITION}.elements\[0\].type is missing",
     ),
     "type": (with_element(type="object"), f"{ELEMENT}.type is 'object'; expected 'obj"),
-    "type list": (with_element(type=["obj"]), rf"{ELEMENT}.type is \['obj'\]; expec"),
+    "type list": (with_element(type=["obj"]), rf"{ELEMENT}.type is \['obj'\]; expect"),
     "text of obj": (with_element(text="x"), f"{ELEMENT} has the unknown key 'text'"),
     "no text": (with_element(type="text"), f"{ELEMENT}.text is missing"),
     "blank text": (
