@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors of an Ideogram 4 checkpoint: names, shapes, dtypes.
+
+Source: the tensor names of the FP8 release (vendor names) and of its
+diffusers-layout conversions (split attention names, FP8 or plain), and the state
+dict of diffusers' AutoencoderKLFlux2. Every dimension is read from the component's
+``config.json``. Independent of ``weights.py`` and of our modules: tiny checkpoints
+are written from this file, so that a wrong rule cannot agree with itself.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+from sglang_ext_gen.weights.layout import INT64, TensorSpec, linear_specs
+
+Config = Mapping[str, Any]
+Names = Literal["vendor", "diffusers"]
+
+
+def transformer_specs(
+    config: Config, *, names: Names, is_fp8: bool
+) -> Iterator[TensorSpec]:
+    """Tensors of one transformer (both hold the same), from its ``config.json``."""
+    linear = partial(linear_specs, is_fp8=is_fp8)
+    head_dim = config["attention_head_dim"]
+    hidden = config["num_attention_heads"] * head_dim
+    inner, adaln = config["intermediate_size"], config["adaln_dim"]
+    features, channels = config["llm_features_dim"], config["in_channels"]
+
+    yield from linear("input_proj", hidden, channels, bias=True)
+    yield TensorSpec("llm_cond_norm.weight", (features,))
+    yield from linear("llm_cond_proj", hidden, features, bias=True)
+    yield from linear("t_embedding.mlp_in", hidden, hidden, bias=True)
+    yield from linear("t_embedding.mlp_out", hidden, hidden, bias=True)
+    yield from linear("adaln_proj", adaln, hidden, bias=True)
+    yield TensorSpec("embed_image_indicator.weight", (2, hidden))
+    for i in range(config["num_layers"]):
+        layer = f"layers.{i}"
+        if names == "vendor":
+            yield from linear(f"{layer}.attention.qkv", 3 * hidden, hidden, bias=False)
+            yield from linear(f"{layer}.attention.o", hidden, hidden, bias=False)
+        else:
+            for part in ("to_q", "to_k", "to_v", "to_out.0"):
+                name = f"{layer}.attention.{part}"
+                yield from linear(name, hidden, hidden, bias=False)
+        yield TensorSpec(f"{layer}.attention.norm_q.weight", (head_dim,))
+        yield TensorSpec(f"{layer}.attention.norm_k.weight", (head_dim,))
+        yield from linear(f"{layer}.feed_forward.w1", inner, hidden, bias=False)
+        yield from linear(f"{layer}.feed_forward.w2", hidden, inner, bias=False)
+        yield from linear(f"{layer}.feed_forward.w3", inner, hidden, bias=False)
+        for norm in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"):
+            yield TensorSpec(f"{layer}.{norm}.weight", (hidden,))
+        yield from linear(f"{layer}.adaln_modulation", 4 * hidden, adaln, bias=True)
+    yield from linear("final_layer.linear", channels, hidden, bias=True)
+    yield from linear("final_layer.adaln_modulation", hidden, adaln, bias=True)
+
+
+def text_encoder_specs(
+    config: Config, *, prefix: str = "", is_fp8: bool
+) -> Iterator[TensorSpec]:
+    """Tensors of the language tower, from ``text_encoder/config.json``.
+
+    Args:
+        prefix: What stands before every name; ``model.`` in some re-packs.
+    """
+    linear = partial(linear_specs, bias=False, is_fp8=is_fp8)
+    text = config["text_config"]
+    hidden, inner = text["hidden_size"], text["intermediate_size"]
+    head_dim = text["head_dim"]
+    queries = text["num_attention_heads"] * head_dim
+    keys = text["num_key_value_heads"] * head_dim
+
+    tower = f"{prefix}language_model"
+    yield TensorSpec(f"{tower}.embed_tokens.weight", (text["vocab_size"], hidden))
+    for i in range(text["num_hidden_layers"]):
+        layer = f"{tower}.layers.{i}"
+        yield from linear(f"{layer}.self_attn.q_proj", queries, hidden)
+        yield from linear(f"{layer}.self_attn.k_proj", keys, hidden)
+        yield from linear(f"{layer}.self_attn.v_proj", keys, hidden)
+        yield from linear(f"{layer}.self_attn.o_proj", hidden, queries)
+        yield TensorSpec(f"{layer}.self_attn.q_norm.weight", (head_dim,))
+        yield TensorSpec(f"{layer}.self_attn.k_norm.weight", (head_dim,))
+        yield from linear(f"{layer}.mlp.gate_proj", inner, hidden)
+        yield from linear(f"{layer}.mlp.up_proj", inner, hidden)
+        yield from linear(f"{layer}.mlp.down_proj", hidden, inner)
+        yield TensorSpec(f"{layer}.input_layernorm.weight", (hidden,))
+        yield TensorSpec(f"{layer}.post_attention_layernorm.weight", (hidden,))
+    yield TensorSpec(f"{tower}.norm.weight", (hidden,))
+
+
+def vision_specs(config: Config, *, is_fp8: bool) -> Iterator[TensorSpec]:
+    """Tensors of the vision tower, used to write tiny checkpoints only."""
+    linear = partial(linear_specs, bias=True, is_fp8=is_fp8)
+    vision = config["vision_config"]
+    hidden, inner = vision["hidden_size"], vision["intermediate_size"]
+    out, patch = vision["out_hidden_size"], vision["patch_size"]
+    merged = hidden * vision["spatial_merge_size"] ** 2
+    conv = (hidden, vision["in_channels"], vision["temporal_patch_size"], patch, patch)
+
+    yield from _conv("visual.patch_embed.proj", conv)
+    yield TensorSpec(
+        "visual.pos_embed.weight", (vision["num_position_embeddings"], hidden)
+    )
+    for i in range(vision["depth"]):
+        block = f"visual.blocks.{i}"
+        yield from _norm(f"{block}.norm1", hidden)
+        yield from _norm(f"{block}.norm2", hidden)
+        yield from linear(f"{block}.attn.qkv", 3 * hidden, hidden)
+        yield from linear(f"{block}.attn.proj", hidden, hidden)
+        yield from linear(f"{block}.mlp.linear_fc1", inner, hidden)
+        yield from linear(f"{block}.mlp.linear_fc2", hidden, inner)
+    mergers = [("visual.merger", hidden)]
+    for i in range(len(vision["deepstack_visual_indexes"])):
+        mergers.append((f"visual.deepstack_merger_list.{i}", merged))
+    for merger, normed in mergers:
+        yield from _norm(f"{merger}.norm", normed)
+        yield from linear(f"{merger}.linear_fc1", merged, merged)
+        yield from linear(f"{merger}.linear_fc2", out, merged)
+
+
+def vae_specs(config: Config) -> Iterator[TensorSpec]:
+    """Tensors of AutoencoderKLFlux2, from ``vae/config.json``."""
+    latent, depth = config["latent_channels"], config["layers_per_block"]
+    widths = config["block_out_channels"]
+    decoder_widths = config.get("decoder_block_out_channels") or widths
+    has_attention = config["mid_block_add_attention"]
+
+    yield from _conv("encoder.conv_in", (widths[0], config["in_channels"], 3, 3))
+    for i, (before, width) in enumerate(pairwise([widths[0], *widths])):
+        block = f"encoder.down_blocks.{i}"
+        for j in range(depth):
+            yield from _resnet(
+                f"{block}.resnets.{j}", before if j == 0 else width, width
+            )
+        if i < len(widths) - 1:
+            yield from _conv(f"{block}.downsamplers.0.conv", (width, width, 3, 3))
+    yield from _mid_block("encoder.mid_block", widths[-1], has_attention)
+    yield from _norm("encoder.conv_norm_out", widths[-1])
+    yield from _conv("encoder.conv_out", (2 * latent, widths[-1], 3, 3))
+
+    rising = list(reversed(decoder_widths))
+    yield from _conv("decoder.conv_in", (rising[0], latent, 3, 3))
+    yield from _mid_block("decoder.mid_block", rising[0], has_attention)
+    for i, (before, width) in enumerate(pairwise([rising[0], *rising])):
+        block = f"decoder.up_blocks.{i}"
+        for j in range(depth + 1):
+            yield from _resnet(
+                f"{block}.resnets.{j}", before if j == 0 else width, width
+            )
+        if i < len(rising) - 1:
+            yield from _conv(f"{block}.upsamplers.0.conv", (width, width, 3, 3))
+    yield from _norm("decoder.conv_norm_out", rising[-1])
+    yield from _conv("decoder.conv_out", (config["out_channels"], rising[-1], 3, 3))
+
+    if config["use_quant_conv"]:
+        yield from _conv("quant_conv", (2 * latent, 2 * latent, 1, 1))
+    if config["use_post_quant_conv"]:
+        yield from _conv("post_quant_conv", (latent, latent, 1, 1))
+    packed = latent * math.prod(config["patch_size"])
+    yield TensorSpec("bn.running_mean", (packed,))
+    yield TensorSpec("bn.running_var", (packed,))
+    yield TensorSpec("bn.num_batches_tracked", (), INT64)
+
+
+def _mid_block(name: str, width: int, has_attention: bool) -> Iterator[TensorSpec]:
+    yield from _resnet(f"{name}.resnets.0", width, width)
+    yield from _resnet(f"{name}.resnets.1", width, width)
+    if has_attention:
+        attention = f"{name}.attentions.0"
+        yield from _norm(f"{attention}.group_norm", width)
+        for part in ("to_q", "to_k", "to_v", "to_out.0"):
+            yield from linear_specs(
+                f"{attention}.{part}", width, width, bias=True, is_fp8=False
+            )
+
+
+def _resnet(name: str, before: int, width: int) -> Iterator[TensorSpec]:
+    yield from _norm(f"{name}.norm1", before)
+    yield from _conv(f"{name}.conv1", (width, before, 3, 3))
+    yield from _norm(f"{name}.norm2", width)
+    yield from _conv(f"{name}.conv2", (width, width, 3, 3))
+    if before != width:
+        yield from _conv(f"{name}.conv_shortcut", (width, before, 1, 1))
+
+
+def _norm(name: str, width: int) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}.weight", (width,))
+    yield TensorSpec(f"{name}.bias", (width,))
+
+
+def _conv(name: str, shape: tuple[int, ...]) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}.weight", shape)
+    yield TensorSpec(f"{name}.bias", shape[:1])

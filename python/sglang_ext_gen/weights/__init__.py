@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: what is on disk, where it goes, and proof that the two agree.
+
+    layout.py   tensors on disk: headers, expected names, shapes and dtypes
+    rules.py    where each disk tensor goes: Rename, Merge, Split, Skip
+    load.py     applies the rules to a module and proves completeness
+    tiny.py     writes small random checkpoints from a layout
+
+A family states its layout (``models/<family>/layout.py``) and its rules
+(``models/<family>/weights.py``) independently. Only ``load.py`` and ``tiny.py``
+import torch, so that a checkpoint can be checked without it.
+"""

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is on disk: safetensors headers, and the tensors a release must hold.
+
+Only headers are read (8-byte little-endian length, JSON, then data; safetensors
+format), so a 27 GB checkpoint is checked in well under a second and a truncated
+file is found without reading its data. torch is not imported.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sglang_ext_gen.errors import CheckpointError
+
+FLOAT8 = ("F8_E4M3",)
+FLOATS = ("BF16", "F16", "F32")
+FLOAT32 = ("F32",)
+INT64 = ("I64",)
+
+_ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "I64": 8, "U64": 8, "F64": 8,
+}  # fmt: skip
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor on disk, as its file's header describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor that a release must hold; ``dtypes`` are the accepted ones."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...] = FLOATS
+
+
+def linear_specs(
+    name: str, out_features: int, in_features: int, *, bias: bool, is_fp8: bool
+) -> Iterator[TensorSpec]:
+    """Tensors of a linear: row-wise FP8 weight and scale, or a plain weight."""
+    dtypes = FLOAT8 if is_fp8 else FLOATS
+    yield TensorSpec(f"{name}.weight", (out_features, in_features), dtypes)
+    if is_fp8:
+        yield TensorSpec(f"{name}.weight_scale", (out_features,), FLOAT32)
+    if bias:
+        yield TensorSpec(f"{name}.bias", (out_features,))
+
+
+def has_float8(tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether a component is stored in FP8. No config key says so reliably."""
+    return any(tensor.dtype in FLOAT8 for tensor in tensors.values())
+
+
+def check_tensors(
+    specs: Iterable[TensorSpec],
+    tensors: Mapping[str, StoredTensor],
+    *,
+    where: str,
+    unchecked: tuple[str, ...] = (),
+) -> list[str]:
+    """Compare what is on disk with what must be there.
+
+    Args:
+        specs: Every tensor that must be there.
+        tensors: What is there, by name.
+        where: Component for the messages, such as ``"transformer/"``.
+        unchecked: Prefixes of names that may be there and are not looked at.
+
+    Returns:
+        One line per problem, naming the tensor, what was found and what is
+        expected. Empty when the component is complete.
+    """
+    expected = {spec.name: spec for spec in specs}
+    problems = [
+        problem
+        for spec in expected.values()
+        for problem in _compare(spec, tensors.get(spec.name))
+    ]
+    problems += [
+        f"{name} is not part of this release{_scale_note(name, tensors)}"
+        for name in tensors
+        if name not in expected and not name.startswith(unchecked)
+    ]
+    return [f"{where}: {problem}" for problem in problems]
+
+
+def _compare(spec: TensorSpec, found: StoredTensor | None) -> Iterator[str]:
+    if found is None:
+        is_scale = spec.name.endswith(".weight_scale")
+        note = " (FP8 weight without its scale)" if is_scale else ""
+        yield f"{spec.name} is missing{note}, expected {_describe(spec)}"
+        return
+    if found.shape != spec.shape:
+        yield f"{spec.name} has shape {found.shape}, expected {spec.shape}"
+    if found.dtype not in spec.dtypes:
+        yield f"{spec.name} is {found.dtype}, expected {' or '.join(spec.dtypes)}"
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{' or '.join(spec.dtypes)} {spec.shape}"
+
+
+def _scale_note(name: str, tensors: Mapping[str, StoredTensor]) -> str:
+    weight = tensors.get(name.removesuffix("_scale"))
+    if not name.endswith(".weight_scale") or (weight and weight.dtype in FLOAT8):
+        return ""
+    return " (scale without an FP8 weight)"
+
+
+def read_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Headers of one component: ``file``, or the shards of its index.
+
+    ``<file>.index.json`` wins when it exists, as with the vendor's loader.
+
+    Raises:
+        CheckpointError: The file, its index or one of its shards is missing,
+            damaged or inconsistent.
+    """
+    index_file = file.with_name(f"{file.name}.index.json")
+    if index_file.exists():
+        return _read_shards(index_file)
+    return read_header(file)
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Header of one safetensors file, with its offsets proved against the size.
+
+    Raises:
+        CheckpointError: The file is missing, truncated or not safetensors.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing")
+    header, data_start = _parse_header(file)
+    tensors = [
+        _parse_entry(file, name, entry)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    ]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    end = 0
+    for tensor in tensors:
+        if tensor.offset != end:
+            raise CheckpointError(
+                f"{file} is damaged: {tensor.name} starts at byte {tensor.offset} "
+                f"of the data, expected {end}"
+            )
+        end += tensor.nbytes
+    size = file.stat().st_size
+    if size != data_start + end:
+        state = "truncated" if size < data_start + end else "damaged"
+        raise CheckpointError(
+            f"{file} is {state}: it has {size} bytes, "
+            f"its header promises {data_start + end}"
+        )
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header and the position where the data start."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(_LENGTH_BYTES)
+        length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else size
+        if _LENGTH_BYTES + length > size:
+            raise CheckpointError(
+                f"{file} is truncated or not safetensors: it has {size} bytes, "
+                "not enough for its header"
+            )
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{file} has no safetensors header: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file} has no safetensors header: not a JSON object")
+    return header, _LENGTH_BYTES + length
+
+
+def _parse_entry(file: Path, name: str, entry: Any) -> StoredTensor:
+    try:
+        dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
+        start, end = (int(n) for n in entry["data_offsets"])
+        nbytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} is damaged: cannot read the entry of {name} ({entry})"
+        ) from error
+    if min(shape, default=0) < 0 or end - start != nbytes:
+        raise CheckpointError(
+            f"{file} is damaged: {name} is {dtype} {shape} ({nbytes} bytes) "
+            f"but takes {end - start} bytes"
+        )
+    return StoredTensor(name, dtype, shape, nbytes, start, file)
+
+
+def _read_shards(index_file: Path) -> dict[str, StoredTensor]:
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_file} has no weight_map")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted({str(shard) for shard in weight_map.values()}):
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{index_file}: {shard!r} is not a plain file name")
+        for name, tensor in read_header(index_file.with_name(shard)).items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{index_file}: {name} is in {tensors[name].file.name} "
+                    f"and in {shard}"
+                )
+            if name not in weight_map:
+                raise CheckpointError(
+                    f"{index_file} does not list {name}, which is in {shard}"
+                )
+            tensors[name] = tensor
+    for name, shard in weight_map.items():
+        if name not in tensors or tensors[name].file.name != shard:
+            raise CheckpointError(f"{index_file}: {name} is not in {shard}")
+    return tensors
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: The file is missing or does not hold a JSON object.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} must hold a JSON object")
+    return value
