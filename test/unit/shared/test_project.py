@@ -99,7 +99,8 @@ def third_party_imports(folder: str) -> set[str]:
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names.add((node.module or "").partition(".")[0])
-    names -= {*sys.stdlib_module_names, "sglang_ext_gen"}
+    local = {path.stem for path in (REPOSITORY / folder).iterdir()}
+    names -= {*sys.stdlib_module_names, "sglang_ext_gen", *local}
     return {DISTRIBUTIONS.get(name) or name.lower().replace("_", "-") for name in names}
 
 
