@@ -17,6 +17,8 @@ from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.request_fields import RequestField
 
 DEFAULT_PRESET = "V4_DEFAULT_20"
+# The default where the unconditional transformer is left unloaded.
+GUIDANCE_FREE_PRESET = "V4_FAST_20"
 DEFAULT_SIZE = 1024
 # Template tokens included; the text encoder was never run on longer prompts.
 MAX_PROMPT_TOKENS = 2048
