@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every environment variable of this package: type, default, effect.
+
+How a model is loaded is set by its pipeline config (``fp8_mode=...`` in Python,
+``--fp8-mode`` on a command line), not here: SGLang carries that to its workers.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sglang_ext_gen.errors import ConfigError
+
+PREFIX = "SGLANG_EXT_GEN_"
+
+
+@dataclass(frozen=True)
+class EnvironmentVariable:
+    """One variable, as ``doctor`` and the documentation show it."""
+
+    name: str
+    kind: str
+    default: str
+    effect: str
+
+
+DISABLE = EnvironmentVariable(
+    name="SGLANG_EXT_GEN_DISABLE",
+    kind="comma-separated names of families",
+    default="",
+    effect="Leaves these families to stock SGLang, as if this package lacked them.",
+)
+
+VARIABLES: tuple[EnvironmentVariable, ...] = (DISABLE,)
+
+
+def disabled_families(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Names given in ``SGLANG_EXT_GEN_DISABLE``, unchecked."""
+    names = environ.get(DISABLE.name, DISABLE.default).split(",")
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Variables that carry our prefix and mean nothing, most likely misspelt."""
+    known = {variable.name for variable in VARIABLES}
+    return tuple(
+        sorted(
+            name for name in environ if name.startswith(PREFIX) and name not in known
+        )
+    )
+
+
+def refuse_unknown_variables(environ: Mapping[str, str] = os.environ) -> None:
+    """Raise for variables with our prefix that this package does not know.
+
+    Raises:
+        ConfigError: Names them and the known ones.
+    """
+    unknown = unknown_variables(environ)
+    if unknown:
+        known = ", ".join(variable.name for variable in VARIABLES)
+        raise ConfigError(
+            f"unknown environment variable {', '.join(unknown)}; known: {known}"
+        )

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger of hooks: every stock symbol whose behaviour this package changes.
+
+Nothing is patched anywhere else. Each row says why the hook is needed and when it can
+go. The hooks run through SGLang's own ``HookRegistry``; for a model that is not ours
+each of them returns what stock returns.
+"""
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.registry import resolve
+
+if TYPE_CHECKING:
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+Runtime = Literal["diffusion", "cli"]
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One changed symbol.
+
+    Args:
+        target: Dotted name of the stock function or method.
+        kind: How the replacement meets the original, in ``HookType``'s words.
+        replacement: ``"module:function"``.
+        runtime: ``diffusion`` hooks are applied in every process of the diffusion
+            runtime, ``cli`` hooks in the process of ``sglang serve`` before it knows
+            which runtime a model needs.
+        reason: Why stock's behaviour is not enough.
+        remove_when: What would make the hook unnecessary.
+    """
+
+    target: str
+    kind: Literal["before", "after", "around", "replace"]
+    replacement: str
+    runtime: Runtime
+    reason: str
+    remove_when: str
+
+
+_ENTRYPOINTS = "sglang.multimodal_gen.runtime.entrypoints"
+
+HOOKS: tuple[Hook, ...] = (
+    Hook(
+        target="sglang.multimodal_gen.registry.get_model_info",
+        kind="around",
+        replacement="sglang_ext_gen.resolution:get_model_info",
+        runtime="diffusion",
+        reason="A checkpoint is recognised by its content: stock goes by the name of "
+        "the directory, and sends names with -4bit, -awq or -gptq to diffusers.",
+        remove_when="register_pipeline takes a detector that sees the directory and "
+        "decides both the pipeline class and its configs.",
+    ),
+    Hook(
+        target="sglang.multimodal_gen.registry.get_non_diffusers_pipeline_name",
+        kind="around",
+        replacement="sglang_ext_gen.resolution:get_non_diffusers_pipeline_name",
+        runtime="diffusion",
+        reason="The command line asks this function which pipeline config adds its "
+        "flags (--fp8-mode); stock answers by name only.",
+        remove_when="As for get_model_info.",
+    ),
+    Hook(
+        target=f"{_ENTRYPOINTS}.diffusion_generator.DiffGenerator.generate",
+        kind="around",
+        replacement="sglang_ext_gen.offline:generate",
+        runtime="diffusion",
+        reason="Stock logs a failure and returns None, draws a missing prompt as a "
+        "blank, and runs a list of prompts one after the other.",
+        remove_when="generate raises the worker's error and groups its prompts.",
+    ),
+    Hook(
+        target="sglang.cli.utils.get_is_diffusion_model",
+        kind="around",
+        replacement="sglang_ext_gen.resolution:get_is_diffusion_model",
+        runtime="cli",
+        reason="sglang serve chooses the runtime before it loads diffusion plugins.",
+        remove_when="sglang serve loads diffusion plugins before it chooses.",
+    ),
+)
+
+
+# The row that is enough to refuse our models on an SGLang release we do not support.
+RESOLVER = HOOKS[0]
+
+
+def register_hooks(runtime: Runtime, rows: tuple[Hook, ...] = HOOKS) -> None:
+    """Hand the rows of one runtime to SGLang, which applies them after all plugins.
+
+    Raises:
+        ConfigError: A target does not exist in this SGLang release.
+    """
+    from sglang.srt.plugins.hook_registry import HookType
+
+    registry = _registry(runtime)
+    for hook in rows:
+        if hook.runtime != runtime:
+            continue
+        _keep_cache_methods(_find(hook.target))
+        registry.register(hook.target, resolve(hook.replacement), HookType(hook.kind))
+
+
+def applied_hooks(runtime: Runtime) -> dict[str, bool]:
+    """Target of each row of one runtime -> whether it is in force in this process."""
+    patched = _registry(runtime)._patched
+    targets = (hook.target for hook in HOOKS if hook.runtime == runtime)
+    return {target: target in patched for target in targets}
+
+
+def _registry(runtime: Runtime) -> "type[HookRegistry]":
+    # The two runtimes keep separate registries.
+    if runtime == "diffusion":
+        from sglang.multimodal_gen.runtime.platforms.plugins import HookRegistry
+    else:
+        from sglang.srt.plugins.hook_registry import HookRegistry
+    return HookRegistry
+
+
+def _find(target: str) -> Any:
+    try:
+        return pkgutil.resolve_name(target)
+    except (AttributeError, ImportError) as error:
+        raise ConfigError(
+            f"this SGLang release has no {target}, which sglang_ext_gen hooks: {error}"
+        ) from error
+
+
+def _keep_cache_methods(function: Callable[..., Any]) -> None:
+    # HookRegistry wraps with functools.wraps, which copies what is in __dict__. The
+    # methods of an lru_cache are not, and register_pipeline of any later plugin
+    # calls get_model_info.cache_clear().
+    for name in ("cache_clear", "cache_info"):
+        if hasattr(function, name):
+            setattr(function, name, getattr(function, name))

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``DiffGenerator.generate`` for our families.
+
+Made of the same stock steps as the original: sampling params, one request per prompt,
+one per output, scheduler, files. Deviations: all prompts of a call form one group, so
+that the pipeline can batch them; a missing prompt is refused; every failure is raised
+with the worker's message. The results have stock's types and order: prompt by prompt,
+output by output, and each prompt uses the seeds seed, seed + 1, ...
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
+    DiffGenerator,
+    _replace_sampling_params_for_prompt,
+)
+from sglang.multimodal_gen.runtime.entrypoints.utils import (
+    GenerationResult,
+    RequestOutput,
+    expand_request_outputs,
+    map_request_outputs,
+    prepare_request,
+    save_outputs,
+)
+from sglang.multimodal_gen.runtime.pipelines_core import Req
+from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import OutputBatch
+from sglang.multimodal_gen.runtime.utils.trace_wrapper import trace_req
+
+from sglang_ext_gen.errors import GenerationError, RequestError
+from sglang_ext_gen.registry import family_of_config
+
+Results = GenerationResult | list[GenerationResult]
+
+
+def generate(
+    original: Callable[..., Results | None],
+    generator: DiffGenerator,
+    sampling_params_kwargs: dict[str, Any] | None = None,
+    external_trace_header: dict[str, str] | None = None,
+) -> Results | None:
+    """Around ``DiffGenerator.generate``: stock's for stock models.
+
+    Raises:
+        RequestError: A field of the request cannot be used.
+        GenerationError: The request failed in a worker or when it was saved.
+    """
+    if family_of_config(generator.server_args.pipeline_config) is None:
+        return original(generator, sampling_params_kwargs, external_trace_header)
+
+    requests = _build_requests(
+        generator, dict(sampling_params_kwargs or {}), external_trace_header
+    )
+    outputs = map_request_outputs(requests)
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        for request in requests:
+            stack.enter_context(trace_req(request.trace_ctx))
+        batch = generator._send_to_scheduler_and_wait_for_response(requests)
+        if batch.error:
+            raise GenerationError(batch.error)
+        samples = _collect_samples(batch, outputs)
+    results = [
+        GenerationResult(
+            **generator._result_common(
+                output.request,
+                batch,
+                time.perf_counter() - started,
+                output.request_index,
+            ),
+            **sample,
+            prompt_index=index,
+        )
+        for index, (output, sample) in enumerate(zip(outputs, samples, strict=True))
+    ]
+    generator._log_summary(results)
+    return results[0] if len(results) == 1 else results
+
+
+def _build_requests(
+    generator: DiffGenerator,
+    fields: dict[str, Any],
+    external_trace_header: dict[str, str] | None,
+) -> list[Req]:
+    """One request per output, prompt by prompt."""
+    path = fields.get("prompt_path") or generator.server_args.prompt_file_path
+    if path is not None:
+        fields["prompt"] = generator._resolve_prompts(None, path)
+    if fields.get("prompt") is None:
+        raise RequestError("prompt", "missing, expected a text or a list of texts")
+    params = SamplingParams.from_user_sampling_params_args(
+        generator.server_args.model_path, server_args=generator.server_args, **fields
+    )
+    prompts = _as_list(fields["prompt"])
+    if len(prompts) > 1 and fields.get("output_file_name") is not None:
+        raise RequestError(
+            "output_file_name", "one name given for several prompts; leave it out"
+        )
+    images = generator._resolve_image_paths_per_prompt(prompts, params.image_path)
+    requests: list[Req] = []
+    for index, (prompt, image_path) in enumerate(zip(prompts, images, strict=True)):
+        prompt_params = _replace_sampling_params_for_prompt(
+            params,
+            prompt=prompt,
+            output_file_name=fields.get("output_file_name"),
+            image_path=image_path,
+        )
+        prompt_params._set_output_file_name()
+        request = prepare_request(
+            server_args=generator.server_args,
+            sampling_params=prompt_params,
+            external_trace_header=external_trace_header,
+        )
+        requests += expand_request_outputs(
+            request, num_prompts=len(prompts), prompt_index=index
+        )
+    return requests
+
+
+def _as_list(prompt: str | Sequence[str]) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise RequestError("prompt", "an empty list given, expected at least one text")
+    return prompts
+
+
+def _collect_samples(
+    batch: OutputBatch, outputs: Sequence[RequestOutput]
+) -> list[dict[str, Any]]:
+    """What each result holds: the path of a saved file, or the sample itself."""
+    first = outputs[0].request
+    if first.save_output and first.return_file_paths_only:
+        paths = batch.output_file_paths or []
+        _check_count(len(paths), len(outputs))
+        return [{"output_file_path": path} for path in paths]
+    if batch.output is None:
+        raise GenerationError("the worker returned neither an output nor an error")
+    _check_count(len(batch.output), len(outputs))
+    samples: list[Any] = []
+    audios: list[Any] = []
+    frames: list[Any] = []
+    save_outputs(
+        batch.output,
+        first.data_type,
+        batch.fps if batch.fps is not None else first.fps,
+        first.save_output,
+        lambda index: outputs[index].output_file_path(),
+        audio=batch.audio,
+        audio_sample_rate=batch.audio_sample_rate,
+        samples_out=samples,
+        audios_out=audios,
+        frames_out=frames,
+        output_compression=first.output_compression,
+        x264_preset=first.x264_preset,
+        enable_frame_interpolation=first.enable_frame_interpolation,
+        frame_interpolation_exp=first.frame_interpolation_exp,
+        frame_interpolation_scale=first.frame_interpolation_scale,
+        frame_interpolation_model_path=first.frame_interpolation_model_path,
+        enable_upscaling=first.enable_upscaling,
+        upscaling_model_path=first.upscaling_model_path,
+        upscaling_scale=first.upscaling_scale,
+    )
+    return [
+        {
+            "samples": samples[index],
+            "audio": audios[index],
+            "frames": frames[index],
+            "output_file_path": output.output_file_path(),
+        }
+        for index, output in enumerate(outputs)
+    ]
+
+
+def _check_count(found: int, expected: int) -> None:
+    if found != expected:
+        raise GenerationError(
+            f"the worker returned {found} outputs for {expected} requested ones"
+        )

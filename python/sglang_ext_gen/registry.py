@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every model family in one table, and the question "whose checkpoint is this?".
+
+Adding a family means adding a row here. Whatever is heavy, or lives under
+``models/``, is named as ``"module:attribute"`` and imported by the caller that needs
+it, so that this module can be read by every process at no cost.
+"""
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sglang_ext_gen import envs
+from sglang_ext_gen.errors import ConfigError
+
+Door = Literal["python", "http", "cli"]
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """One row: what a family is called, where its parts are, what it takes over.
+
+    The strings are ``"module:attribute"``.
+
+    Args:
+        name: Short name, for ``SGLANG_EXT_GEN_DISABLE`` and the command line.
+        title: Name for people.
+        pipeline: SGLang pipeline class; its ``pipeline_name`` is the attribute's name.
+        pipeline_config: SGLang pipeline config class.
+        sampling_params: SGLang sampling params class.
+        request_fields: Tuple of ``RequestField``; imports neither torch nor SGLang.
+        check_request: Function from given fields to checked ones; same imports.
+        check_checkpoint: Function from a local directory to a list of problems.
+        recognises: Function that says whether a local directory holds a checkpoint
+            of this family, by content; imports neither torch nor SGLang.
+        write_tiny: Function that writes a tiny checkpoint into a directory.
+        demo_requests: Function from no arguments to a list of requests to show.
+        hf_model_paths: Hugging Face ids that are this family's, whatever stock
+            SGLang would do with them.
+        doors: Where the family can be used.
+    """
+
+    name: str
+    title: str
+    pipeline: str
+    pipeline_config: str
+    sampling_params: str
+    request_fields: str
+    check_request: str
+    check_checkpoint: str
+    recognises: str
+    write_tiny: str
+    demo_requests: str
+    hf_model_paths: tuple[str, ...]
+    doors: tuple[Door, ...] = ("python", "http", "cli")
+
+    @property
+    def pipeline_name(self) -> str:
+        """The name under which SGLang knows the pipeline class."""
+        return self.pipeline.partition(":")[2]
+
+
+_IDEOGRAM4 = "sglang_ext_gen.models.ideogram4"
+
+FAMILIES: tuple[ModelFamily, ...] = (
+    ModelFamily(
+        name="ideogram4",
+        title="Ideogram 4 FP8",
+        pipeline=f"{_IDEOGRAM4}.pipeline:Ideogram4FP8Pipeline",
+        pipeline_config=f"{_IDEOGRAM4}.pipeline_config:Ideogram4FP8PipelineConfig",
+        sampling_params=f"{_IDEOGRAM4}.sampling_params:Ideogram4FP8SamplingParams",
+        request_fields=f"{_IDEOGRAM4}.request:REQUEST_FIELDS",
+        check_request=f"{_IDEOGRAM4}.request:check_request",
+        check_checkpoint=f"{_IDEOGRAM4}.layout:check_checkpoint",
+        recognises=f"{_IDEOGRAM4}.layout:recognises",
+        write_tiny=f"{_IDEOGRAM4}.tiny:write_tiny",
+        demo_requests=f"{_IDEOGRAM4}.demo:demo_requests",
+        hf_model_paths=("ideogram-ai/ideogram-4-fp8",),
+    ),
+)
+
+
+def resolve(reference: str) -> Any:
+    """Import what a ``"module:attribute"`` string names."""
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def enabled_families() -> tuple[ModelFamily, ...]:
+    """The rows that ``SGLANG_EXT_GEN_DISABLE`` leaves on.
+
+    Raises:
+        ConfigError: The variable names a family that does not exist.
+    """
+    disabled = envs.disabled_families()
+    for name in disabled:
+        find_family(name)
+    return tuple(family for family in FAMILIES if family.name not in disabled)
+
+
+def find_family(name: str) -> ModelFamily:
+    """The row called ``name``, enabled or not.
+
+    Raises:
+        ConfigError: There is none; lists the known names.
+    """
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise ConfigError(f"unknown model family {name!r}; known families: {known}")
+
+
+def family_of(path_or_id: str | os.PathLike[str]) -> ModelFamily | None:
+    """The enabled family of a checkpoint, or None where stock SGLang decides.
+
+    A local directory is judged by its content, never by its name; anything else by
+    comparison with the Hugging Face ids of the table.
+    """
+    text = os.fspath(path_or_id)
+    path = Path(text)
+    for family in enabled_families():
+        if path.is_dir():
+            if resolve(family.recognises)(path):
+                return family
+        elif text.lower() in (known.lower() for known in family.hf_model_paths):
+            return family
+    return None
+
+
+def family_of_config(pipeline_config: object) -> ModelFamily | None:
+    """The enabled family that an SGLang pipeline config object belongs to."""
+    classes = {f"{c.__module__}:{c.__qualname__}" for c in type(pipeline_config).mro()}
+    for family in enabled_families():
+        if family.pipeline_config in classes:
+            return family
+    return None
