@@ -86,6 +86,16 @@ HOOKS: tuple[Hook, ...] = (
         "model's own table of fields.",
     ),
     Hook(
+        target=f"{_ENTRYPOINTS}.http_server.create_app",
+        kind="after",
+        replacement="sglang_ext_gen.serving.routes:install",
+        runtime="diffusion",
+        reason="Stock clamps, floors or ignores what it does not understand, answers "
+        "a failure with a bare 500, and leaves routes open that go round our checks.",
+        remove_when="Stock validates requests by the model's own fields before it "
+        "queues them, and answers failures in OpenAI's format.",
+    ),
+    Hook(
         target="sglang.cli.utils.get_is_diffusion_model",
         kind="around",
         replacement="sglang_ext_gen.resolution:get_is_diffusion_model",
