@@ -34,6 +34,10 @@ class CpuReferencePlatform(CpuSRTPlatform):
     _enum = PlatformEnum.OOT
     capabilities = PlatformCapabilities()
 
+    def get_device(self, device_id: int = 0) -> str:
+        # SGLang takes the default --device from here, and that is text.
+        return "cpu"
+
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 

@@ -25,6 +25,7 @@ def test_applies_where_there_is_no_accelerator(monkeypatch):
     platform = pkgutil.resolve_name(cpu_reference.activate())()
     assert platform.is_out_of_tree()
     assert platform.device_type == "cpu"
+    assert platform.get_device() == "cpu"
     assert platform.get_default_attention_backend() == "torch_native"
     assert platform.get_dispatch_key_name() == "native"
     assert not platform.capabilities.supports_triton
