@@ -61,6 +61,17 @@ def allows_control_routes(environ: Mapping[str, str] = os.environ) -> bool:
     return value == "1"
 
 
+def media_hosts(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """Host names given in ``SGLANG_EXT_GEN_MEDIA_HOSTS``, in lower case."""
+    names = environ.get(MEDIA_HOSTS.name, MEDIA_HOSTS.default).split(",")
+    return frozenset(name.strip().lower() for name in names if name.strip())
+
+
+def media_folder(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The folder given in ``SGLANG_EXT_GEN_MEDIA_FOLDER``, or None."""
+    return environ.get(MEDIA_FOLDER.name) or None
+
+
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Variables that carry our prefix and mean nothing, most likely misspelt."""
     known = {variable.name for variable in VARIABLES}
