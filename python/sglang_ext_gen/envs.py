@@ -39,7 +39,27 @@ ALLOW_CONTROL_ROUTES = EnvironmentVariable(
     "running server. Some load what a client names: for trusted networks only.",
 )
 
-VARIABLES: tuple[EnvironmentVariable, ...] = (DISABLE, ALLOW_CONTROL_ROUTES)
+MEDIA_HOSTS = EnvironmentVariable(
+    name="SGLANG_EXT_GEN_MEDIA_HOSTS",
+    kind="comma-separated host names",
+    default="",
+    effect="Media may be fetched from these hosts even if their address is private.",
+)
+
+MEDIA_FOLDER = EnvironmentVariable(
+    name="SGLANG_EXT_GEN_MEDIA_FOLDER",
+    kind="folder",
+    default="",
+    effect="Requests to the language model runtime may name media files in this "
+    "folder; without it they may name none.",
+)
+
+VARIABLES: tuple[EnvironmentVariable, ...] = (
+    DISABLE,
+    ALLOW_CONTROL_ROUTES,
+    MEDIA_HOSTS,
+    MEDIA_FOLDER,
+)
 
 
 def disabled_families(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ The class lives at module level because SGLang pickles configs to spawned proces
 import logging
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer
 
 from sglang.srt.configs.bailing_moe_v2 import BailingMM2Config
 from sglang.srt.multimodal.customized_mm_processor_utils import (
@@ -23,7 +23,10 @@ from sglang.srt.multimodal.customized_mm_processor_utils import (
 )
 from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.models.ming_omni.thinker.tokenizer import MingTokenizerHolder
+from sglang_ext_gen.models.ming_omni.thinker.tokenizer import (
+    BailingTokenizer,
+    MingTokenizerHolder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +61,12 @@ class MingThinkerConfig(BailingMM2Config):
 
 
 def register_config() -> None:
-    """Make SGLang and Transformers use this config and a plain fast tokenizer."""
+    """Make SGLang and Transformers use this config and our tokenizer."""
     _CONFIG_REGISTRY[MODEL_TYPE] = MingThinkerConfig
     AutoConfig.register(MODEL_TYPE, MingThinkerConfig, exist_ok=True)
-    # The released tokenizer_config.json names a class that the snapshot lacks.
     AutoTokenizer.register(
         MingThinkerConfig,
-        fast_tokenizer_class=PreTrainedTokenizerFast,
+        fast_tokenizer_class=BailingTokenizer,
         exist_ok=True,
     )
     register_customized_processor(MingTokenizerHolder)(MingThinkerConfig)

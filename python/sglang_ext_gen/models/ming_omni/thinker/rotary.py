@@ -56,5 +56,6 @@ def rotate_in_place(
         heads = x.view(x.shape[0], -1, head_size)
         first = heads[..., :half].float()
         second = heads[..., half:rotary_dim].float()
-        heads[..., :half] = (first * cos - second * sin).to(x.dtype)
-        heads[..., half:rotary_dim] = (second * cos + first * sin).to(x.dtype)
+        # Both halves before either is written: in float32 these are views of x.
+        turned = first * cos - second * sin, second * cos + first * sin
+        heads[..., :rotary_dim] = torch.cat(turned, dim=-1).to(x.dtype)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer, in the place where SGLang expects a Hugging Face processor.
+"""The tokenizer, and what holds it where SGLang expects a Hugging Face processor.
 
-The snapshot names processor and tokenizer classes that it does not ship. Ours needs
-only ``tokenizer.json`` and ``tokenizer_config.json`` and runs no code of the snapshot.
+The snapshot names processor and tokenizer classes that it does not ship. Ours need
+only ``tokenizer.json`` and ``tokenizer_config.json`` and run no code of the snapshot.
 """
 
 from pathlib import Path
@@ -17,10 +17,22 @@ from sglang_ext_gen.models.ming_omni.thinker.layout import TOKENIZER_FILES
 from sglang_ext_gen.models.ming_omni.thinker.tokens import MediaTokens
 
 
+class BailingTokenizer(PreTrainedTokenizerFast):
+    """A plain fast tokenizer with our chat template.
+
+    It has the name that ``tokenizer_config.json`` states, by which Transformers finds
+    it even in a folder without ``config.json``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["chat_template"] = chat_template()
+        super().__init__(*args, **kwargs)
+
+
 class MingTokenizerHolder:
     """What SGLang expects of a Hugging Face processor, for a missing one."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: BailingTokenizer) -> None:
         self.tokenizer = tokenizer
 
     @classmethod
@@ -40,7 +52,6 @@ class MingTokenizerHolder:
                 "from the Ming code repository and name their folder with "
                 "--tokenizer-path."
             )
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, revision=revision)
-        tokenizer.chat_template = chat_template()
+        tokenizer = BailingTokenizer.from_pretrained(folder, revision=revision)
         MediaTokens.resolve(tokenizer)
         return cls(tokenizer)
