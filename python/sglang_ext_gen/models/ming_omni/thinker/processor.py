@@ -160,7 +160,8 @@ def _token_grid(visual: VisualInput) -> tuple[int, int]:
 def _item(span: Span, value: Any) -> MultimodalDataItem:
     """SGLang's item for one span; pictures, frames and clips are cached by content."""
     if span.kind == "query":
-        item = _media_item(Modality.IMAGE, span, torch.empty(0))
+        # No feature: the model has the rows. SGLang's transport refuses empty tensors.
+        item = _media_item(Modality.IMAGE, span, torch.zeros(1))
         item.model_specific_data[query_states.SCALE] = value
         # A random hash: the block is never found in the prefix cache.
         item.set_hash(secrets.randbits(_HASH_BITS))
