@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 import torch
-from conftest import Golden
 from torch import Tensor
 
+from conftest import Golden
 from server.servers import (
     Server,
     free_ports,

@@ -5,8 +5,8 @@ import asyncio
 
 import pytest
 import torch
-from conftest import Golden
 
+from conftest import Golden
 from server.ming import (
     CHAT_CASES,
     GENERATION_CASES,

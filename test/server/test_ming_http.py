@@ -14,9 +14,9 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from conftest import Golden
 from PIL import Image
 
+from conftest import Golden
 from server.ming import (
     GENERATION_CASES,
     ONE_TOKEN,
@@ -245,8 +245,14 @@ def bad_messages():
     return {
         "broken image": ([user(image_part("data:image/png;base64,AAAA"))], "decoded"),
         "empty image": ([user(image_part("data:image/png;base64,"))], "empty"),
-        "animated gif": ([user(image_part(f"data:image/gif;base64,{gif}"))], "animated"),
-        "huge image": ([user(image_part(f"data:image/png;base64,{huge}"))], "12000x12000"),
+        "animated gif": (
+            [user(image_part(f"data:image/gif;base64,{gif}"))],
+            "animated",
+        ),
+        "huge image": (
+            [user(image_part(f"data:image/png;base64,{huge}"))],
+            "12000x12000",
+        ),
         "thin image": (
             [user(image_part(f"data:;base64,{png(Image.new('1', (1, 999)))}"))],
             "200 times",

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from sglang.srt.managers.schedule_batch import (
     Modality,
     MultimodalDataItem,
@@ -16,6 +14,8 @@ from sglang.srt.managers.schedule_batch import (
 )
 from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
 from sglang.srt.utils.hf_transformers.common import download_from_hf
+from torch import Tensor
+
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.ming_omni.thinker import media, prompt, query_states
 from sglang_ext_gen.models.ming_omni.thinker.audio import AudioConfig
@@ -46,7 +46,12 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
     models = [BailingMM2NativeForConditionalGeneration]  # noqa: RUF012 SGLang's type
 
     def __init__(
-        self, hf_config: Any, server_args: Any, _processor: Any, *args: Any, **kwargs: Any
+        self,
+        hf_config: Any,
+        server_args: Any,
+        _processor: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         super().__init__(hf_config, server_args, _processor, *args, **kwargs)
         self.tokens = MediaTokens.resolve(_processor.tokenizer)
@@ -123,7 +128,8 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
     def _with_query_blocks(self, expanded: Prompt, image_data: list[Any]) -> Prompt:
         if not self.scales:
             raise RequestError(
-                "image_data", "this checkpoint has no mlp/config.json, so no query tokens"
+                "image_data",
+                "this checkpoint has no mlp/config.json, so no query tokens",
             )
         if image_data.count(QUERY_BLOCK) != 1 or image_data[-1] != QUERY_BLOCK:
             raise RequestError("image_data", "give the query block once, and last")
