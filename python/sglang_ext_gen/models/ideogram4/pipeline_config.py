@@ -7,9 +7,10 @@ architecture is not here: each loader reads it from the checkpoint.
 
 import argparse
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from sglang.multimodal_gen.configs.models import DiTConfig, VAEConfig
+from sglang.multimodal_gen.configs.models import VAEConfig
 from sglang.multimodal_gen.configs.models.vaes.flux import Flux2VAEConfig
 from sglang.multimodal_gen.configs.pipeline_configs.base import (
     ImagePipelineConfig,
@@ -19,6 +20,7 @@ from sglang.multimodal_gen.runtime.utils.argparse import StoreBoolean
 
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.layers.fp8_linear import FP8_MODES
+from sglang_ext_gen.models.ideogram4.layout import refuse_damage
 
 
 @dataclass
@@ -41,14 +43,12 @@ class Ideogram4FP8PipelineConfig(ImagePipelineConfig):
         "vae",
     )
     task_type: ModelTaskType = ModelTaskType.T2I
-    should_use_guidance: bool = False
     dit_precision: str = "bf16"
     vae_precision: str = "bf16"
     text_encoder_precisions: tuple[str, ...] = ("bf16",)
     # Noise is always drawn on the CPU: the same seed gives the same picture
     # on any device.
     generator_device: str | None = "cpu"
-    dit_config: DiTConfig = field(default_factory=DiTConfig)
     vae_config: VAEConfig = field(default_factory=Flux2VAEConfig)
     fp8_mode: str = "resident"
     load_unconditional: bool = True
@@ -66,15 +66,26 @@ class Ideogram4FP8PipelineConfig(ImagePipelineConfig):
             help="false leaves the unconditional transformer on disk: guidance 1 only",
         )
 
+    @classmethod
+    def of(cls, server_args: Any) -> "Ideogram4FP8PipelineConfig":
+        """The config of a server that runs this pipeline, with its own type."""
+        config = server_args.pipeline_config
+        assert isinstance(config, cls), f"{type(config).__name__} is not ours"
+        return config
+
     def supports_native_grouped_requests(self) -> bool:
         """True: the stages batch a list of requests themselves."""
         return True
 
     def validate_server_args(self, server_args: Any) -> None:
-        """Refuse options that this pipeline does not implement.
+        """Refuse options that this pipeline does not implement, and damage.
+
+        A local checkpoint is checked here, in the user's own process: the workers
+        would find the same a minute later.
 
         Raises:
             ConfigError: Names the option and what is allowed.
+            CheckpointError: Names what is wrong with the checkpoint.
         """
         if self.fp8_mode not in FP8_MODES:
             raise ConfigError(
@@ -93,3 +104,6 @@ class Ideogram4FP8PipelineConfig(ImagePipelineConfig):
                 "enable_cfg_parallel: needs the unconditional transformer, which "
                 "load_unconditional=False leaves out"
             )
+        folder = Path(server_args.model_path)
+        if folder.is_dir():
+            refuse_damage(folder, require_unconditional=self.load_unconditional)
