@@ -161,7 +161,7 @@ def _collect_samples(
         first.data_type,
         batch.fps if batch.fps is not None else first.fps,
         first.save_output,
-        lambda index: outputs[index].output_file_path(),
+        lambda index: outputs[index].output_file_path() or "",
         audio=batch.audio,
         audio_sample_rate=batch.audio_sample_rate,
         samples_out=samples,

@@ -16,7 +16,9 @@ from sglang_ext_gen.errors import CheckpointError, ConfigError, GenerationError
 from sglang_ext_gen.registry import ModelFamily, resolve
 
 if TYPE_CHECKING:
-    from sglang.multimodal_gen import DiffGenerator
+    from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
+        DiffGenerator,
+    )
     from sglang.multimodal_gen.runtime.entrypoints.utils import GenerationResult
 
 # SGLang's switches for timing each stage, the device's queue drained at its ends. They
