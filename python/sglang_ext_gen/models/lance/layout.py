@@ -46,7 +46,8 @@ from sglang_ext_gen.weights.layout import (
 )
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-TOKENIZER_FILES = ("tokenizer_config.json", "vocab.json", "merges.txt")
+# The release ships both forms of the tokenizer; either will do.
+TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 VisionSource = Literal["checkpoint", "standalone"]
 
 
@@ -161,9 +162,11 @@ def _check_variant(files: LanceFiles, variant: Variant) -> list[str]:
     specs = list(transformer_specs(config))
     if has_bundled_vision(tensors):
         specs += vision_specs(files.read_vision_config(), BUNDLED_VISION)
-    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    has_tokenizer = (folder / "tokenizer_config.json").is_file() and any(
+        all((folder / name).is_file() for name in form) for form in TOKENIZER_FORMS
+    )
     return [
-        *(f"{variant}/: {name} is missing" for name in missing),
+        *([] if has_tokenizer else [f"{variant}/: its tokenizer is missing"]),
         *check_tensors(
             specs, tensors, where=f"{variant}/", unchecked=(POSITION_TABLE,)
         ),

@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building the components of Lance from a checkpoint, strictly."""
+"""Building the components of Lance from a checkpoint, strictly.
+
+The functions are for any caller; the classes are the same as SGLang component loaders.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from sglang.multimodal_gen.runtime.loader.component_loaders.component_loader import (
+    ComponentLoader,
+)
+from sglang.multimodal_gen.runtime.server_args import ServerArgs
+from sglang.multimodal_gen.runtime.utils.precision import resolve_component_precision
 from transformers import AutoTokenizer
 
 from sglang_ext_gen.models.lance.layout import (
     LanceFiles,
     VisionSource,
+    find_files,
     has_bundled_vision,
 )
 from sglang_ext_gen.models.lance.mot import LanceTransformer
 from sglang_ext_gen.models.lance.tasks import Variant
+from sglang_ext_gen.models.lance.vae import load_vae
 from sglang_ext_gen.models.lance.vision import LanceVisionTransformer
 from sglang_ext_gen.models.lance.weights import (
     BUNDLED_VISION_RULES,
@@ -25,6 +35,9 @@ from sglang_ext_gen.models.lance.weights import (
 from sglang_ext_gen.weights.layout import read_tensors
 from sglang_ext_gen.weights.load import load_weights
 from sglang_ext_gen.weights.rules import Rule
+
+# What our pipeline names as the library of each component.
+LIBRARY = "sglang_ext_gen"
 
 
 def load_transformer(
@@ -80,3 +93,88 @@ def _fill(
 ) -> Any:
     load_weights(module, file, rules, where=where, device=device)
     return module.requires_grad_(False).eval()
+
+
+class _StrictLoader(ComponentLoader):
+    """Takes precision and placement from SGLang, everything else from the folder."""
+
+    expected_library = LIBRARY
+    precision_key: str
+
+    def component_load_precision(
+        self, server_args: ServerArgs, component_name: str
+    ) -> str | None:
+        """Allow ``component_precisions`` for this component."""
+        return server_args.component_precisions.get(component_name)
+
+    def load_customized(
+        self, component_model_path: str, server_args: ServerArgs, component_name: str
+    ) -> Any:
+        """Load strictly, in the configured precision, to the chosen device."""
+        dtype = resolve_component_precision(server_args, component_name)
+        if dtype is None:
+            dtype = resolve_component_precision(server_args, self.precision_key)
+        assert dtype is not None, f"no precision for {component_name}"
+        device = self.target_device(
+            server_args.should_start_component_on_cpu(component_name)
+        )
+        path = Path(component_model_path)
+        return self.build(path, server_args.pipeline_config, dtype, device)
+
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        raise NotImplementedError
+
+
+class LanceTransformerLoader(_StrictLoader):
+    """Loads the decoder of one checkpoint directory."""
+
+    precision_key = "transformer"
+
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """Without the language head."""
+        files = find_files(path)
+        assert files.named is not None, f"{path} is no checkpoint directory"
+        return load_transformer(files, files.named, dtype=dtype, device=device)
+
+
+class LanceVisionLoader(_StrictLoader):
+    """Loads the vision tower that goes with one checkpoint directory."""
+
+    precision_key = "image_encoder"
+
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """Which file it comes from is an option."""
+        files = find_files(path)
+        assert files.named is not None, f"{path} is no checkpoint directory"
+        source = config.vision_source
+        return load_vision(files, files.named, source, dtype=dtype, device=device)
+
+
+class LanceVAELoader(_StrictLoader):
+    """Loads the VAE from the checkpoint root."""
+
+    precision_key = "vae"
+
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """From the converted file where there is one."""
+        return load_vae(path, dtype=dtype, device=device)
+
+
+class LanceTokenizerLoader(ComponentLoader):
+    """Loads the tokenizer of one checkpoint directory."""
+
+    expected_library = LIBRARY
+
+    def load_customized(
+        self, component_model_path: str, server_args: ServerArgs, component_name: str
+    ) -> Any:
+        """The same in both directories of the release."""
+        return load_tokenizer(Path(component_model_path))
