@@ -158,8 +158,11 @@ def _from_dict(
 ) -> C:
     names = [field.name for field in fields(cls)]
     _refuse_unknown_keys(values, {*names, *ignored}, where)
-    kwargs = {name: _require(values, name, where) for name in names}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
+    kwargs: dict[str, Any] = {}
+    for name in names:
+        value = _require(values, name, where)
+        kwargs[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**kwargs)
 
 
 def _refuse_unknown_keys(

@@ -271,7 +271,7 @@ class LanceTimeEmbedder(nn.Module):
         exponents = torch.arange(half, device=times.device).float() / half
         angles = times.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponents)
         embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(embedding.to(self.mlp[0].weight.dtype))
+        return self.mlp(embedding.to(next(self.parameters()).dtype))
 
 
 class LanceTransformer(nn.Module):

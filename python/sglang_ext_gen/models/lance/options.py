@@ -100,18 +100,27 @@ def place_tasks(
         raise ConfigError(
             f"variant: {variant!r} given, expected one of {', '.join(VARIANTS)}"
         )
-    fixed = next((name for name in VARIANTS if name == variant), files.named)
+    fixed: Variant | None = next(
+        (name for name in VARIANTS if name == variant), files.named
+    )
     names = _task_names(tasks)
     if tasks is not None or fixed is not None:
-        placed = {name: fixed or TASKS[name].variant for name in names}
+        placed: dict[str, Variant] = {}
+        for name in names:
+            placed[name] = fixed or TASKS[name].variant
         for chosen in set(placed.values()):
             files.folder(chosen)
         return LancePlacement(placed)
     there = files.variants()
-    placed = {n: TASKS[n].variant for n in names if TASKS[n].variant in there}
-    if not placed:
-        raise CheckpointError(f"{files.root}: neither {' nor '.join(VARIANTS)}")
-    return LancePlacement(placed)
+    found: dict[str, Variant] = {
+        n: TASKS[n].variant for n in names if TASKS[n].variant in there
+    }
+    if not found:
+        raise CheckpointError(
+            f"{files.root}: none of the tasks {', '.join(names)} has its checkpoint "
+            f"directory ({', '.join(VARIANTS)})"
+        )
+    return LancePlacement(found)
 
 
 def _task_names(tasks: str | None) -> Sequence[str]:

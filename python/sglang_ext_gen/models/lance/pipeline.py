@@ -27,6 +27,7 @@ from sglang_ext_gen.models.lance.loaders import (
     LanceVisionLoader,
 )
 from sglang_ext_gen.models.lance.options import LancePlacement
+from sglang_ext_gen.models.lance.pipeline_config import LancePipelineConfig
 from sglang_ext_gen.models.lance.stages import (
     TRANSFORMERS,
     VISION_TOWERS,
@@ -34,6 +35,7 @@ from sglang_ext_gen.models.lance.stages import (
     LanceDecodingStage,
     LanceDenoisingStage,
 )
+from sglang_ext_gen.models.lance.tasks import Variant
 
 _SHOWN_PROBLEMS = 5
 _CLASSES = {
@@ -70,7 +72,9 @@ class LancePipeline(ComposedPipelineBase):
         self.model_path = maybe_download_model(
             self.model_path, revision=server_args.revision
         )
-        self.placement = server_args.pipeline_config.placement(Path(self.model_path))
+        config = server_args.pipeline_config
+        assert isinstance(config, LancePipelineConfig)
+        self.placement = config.placement(Path(self.model_path))
         needed = {TRANSFORMERS[name] for name in self.placement.loaded()}
         needed |= {VISION_TOWERS[name] for name in self.placement.vision()}
         needed |= {"vae", "tokenizer"}
@@ -102,7 +106,7 @@ class LancePipeline(ComposedPipelineBase):
             return str(files.root)
         if module_name == "tokenizer":
             return str(files.folder(self.placement.loaded()[0]))
-        folders = {
+        folders: dict[str, Variant] = {
             component: variant
             for table in (TRANSFORMERS, VISION_TOWERS)
             for variant, component in table.items()

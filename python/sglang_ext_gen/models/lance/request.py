@@ -25,6 +25,7 @@ from sglang_ext_gen.models.lance.tasks import (
     GENERATION_TASKS,
     RESOLUTIONS,
     TASKS,
+    RenormType,
     Task,
 )
 from sglang_ext_gen.request_fields import RequestField
@@ -50,7 +51,7 @@ DEFAULT_SHIFT = 3.5
 DEFAULT_SIZES = {"t2i": (768, 768), "t2v": (480, 848)}
 DEFAULT_FRAMES = {"t2v": 121, "i2v": 61}
 
-_SIDE = {
+_SIDE: dict[str, Any] = {
     "minimum": 2 * PIXELS_PER_LATENT,
     "maximum": MAX_SIDE,
     "multiple_of": PIXELS_PER_LATENT,
@@ -183,7 +184,7 @@ class LancePlan:
     num_inference_steps: int
     guidance_scale: float
     cfg_interval: tuple[float, float]
-    cfg_renorm_type: str
+    cfg_renorm_type: RenormType
     cfg_renorm_min: float
     timestep_shift: float
     system_prompt: str

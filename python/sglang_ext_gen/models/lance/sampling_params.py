@@ -107,6 +107,14 @@ class LanceSamplingParams(SamplingParams):
             kwargs["num_frames"] = request.num_frames  # decided by the source
         return kwargs
 
+    def expand_video_request_outputs_for_queue(self, req: Any) -> list[Any]:
+        """One request an output, as for pictures."""
+        from sglang.multimodal_gen.runtime.entrypoints.utils import (
+            expand_request_outputs,
+        )
+
+        return expand_request_outputs(req)
+
     def should_use_classifier_free_guidance(self) -> bool:
         """False: SGLang's own guidance needs a negative prompt; ours does not."""
         return False

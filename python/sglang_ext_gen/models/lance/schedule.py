@@ -7,12 +7,12 @@ and takes N - 1 steps.)
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-RenormType = Literal["global", "channel", "none"]
+from sglang_ext_gen.models.lance.tasks import RenormType
+
 _NORM_EPS = 1e-8
 
 

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conditioning, denoising and decoding of Lance as SGLang stages.
 
-What one stage hands to the next: a ``LanceConditioning`` under ``CONDITIONING`` in
-``batch.extra``, then ``batch.latents`` ([1, I, C] float32), then pictures or frames.
+What one stage hands to the next: under ``CONDITIONING`` in ``batch.extra`` one
+``LanceConditioning`` for each of the n outputs of a request, then ``batch.latents``
+([n, I, C] float32), then pictures or frames.
 
 Requests that arrive as a group (several prompts, several outputs a prompt) are
 denoised as one batch wherever their plans agree.
 """
 
 import time
-from collections.abc import Hashable
-from contextlib import ExitStack
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+from PIL import Image
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
 from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
 from sglang.multimodal_gen.runtime.managers.memory_managers.component_manager import (
@@ -30,11 +33,14 @@ from sglang_ext_gen.models.lance import generation, sources, vae, visual_input
 from sglang_ext_gen.models.lance.generation import LanceConditioning
 from sglang_ext_gen.models.lance.options import LancePlacement
 from sglang_ext_gen.models.lance.packing import Grid, pack_generation, tokenize_prompt
-from sglang_ext_gen.models.lance.request import LancePlan, check_target_size
-from sglang_ext_gen.models.lance.sampling_params import single_path
+from sglang_ext_gen.models.lance.pipeline_config import LancePipelineConfig
+from sglang_ext_gen.models.lance.request import LancePlan
+from sglang_ext_gen.models.lance.sampling_params import (
+    LanceSamplingParams,
+    single_path,
+)
 from sglang_ext_gen.models.lance.schedule import Guidance, make_times
 from sglang_ext_gen.models.lance.tasks import Task, Variant
-from sglang_ext_gen.models.lance.vision import LanceVisionTransformer
 
 CONDITIONING = "lance_conditioning"
 TRANSFORMERS: dict[Variant, str] = {
@@ -65,7 +71,7 @@ class _LanceStage(PipelineStage):
             for component in self.modules
         ]
 
-    def _use(self, name: str):
+    def _use(self, name: str) -> AbstractContextManager[Any]:
         return self.use_declared_component(
             component_name=name, phase=name, module=self.modules[name]
         )
@@ -97,49 +103,59 @@ class LanceConditioningStage(_LanceStage):
     @torch.no_grad()
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
         """Set ``batch.extra[CONDITIONING]``."""
-        plan = batch.sampling_params.plan()
+        plan = plan_of(batch)
         task = plan.task
         tokens = tokenize_prompt(self.tokenizer, plan.system_prompt, batch.prompt)
-        features, vision_grid, latents = None, None, None
+        seeds = output_seeds(batch)
+        features, vision_grid = None, None
+        latents: list[Tensor | None] = [None] * len(seeds)
         if task.source is not None:
             frames = (
                 [sources.read_image(single_path(batch.image_path))]
                 if task.source == "image"
                 else sources.read_video(single_path(batch.video_path))
             )
-            latents = self._encode_source(frames, plan, batch.seed)
+            latents = [*self._encode_source(frames, plan, seeds)]
             if task.is_edit:
                 name = VISION_TOWERS[self._variant(batch, task)]
                 features, vision_grid = self._see(frames, plan, name)
+        config = server_args.pipeline_config
+        assert isinstance(config, LancePipelineConfig)
         packed = pack_generation(
             tokens,
             target=plan.latent_grid,
             vision=vision_grid,
             source=plan.latent_grid if task.is_edit else None,
-            numbering=server_args.pipeline_config.uncond_positions,
+            numbering=config.uncond_positions,
         )
-        batch.extra[CONDITIONING] = LanceConditioning(
-            packed, features, latents, task.pins_first_frame
-        )
+        batch.extra[CONDITIONING] = [
+            LanceConditioning(packed, features, source, task.pins_first_frame)
+            for source in latents
+        ]
         return batch
 
-    def _encode_source(self, frames, plan: LancePlan, seed: int) -> Tensor:
+    def _encode_source(
+        self, frames: Sequence[Image.Image], plan: LancePlan, seeds: Sequence[int]
+    ) -> Iterator[Tensor]:
+        """Latents of the source, one sample an output."""
         pixels = visual_input.vae_pixels(frames, plan.resolution)
         height, width = pixels.shape[-2:]
-        check_target_size(height, width)
         assert (height, width) == (plan.height, plan.width), "measured before queueing"
-        grid: Grid = plan.latent_grid
+        grid = plan.latent_grid
         if plan.task.pins_first_frame:
             grid = (1, grid[1], grid[2])
-        noise = None
-        if plan.source_latents == "sample":
-            noise = generation.draw_posterior_noise(seed, grid)
         with self._use("vae") as module:
-            return vae.encode(module, pixels.to(get_local_torch_device()), noise)
+            posterior = vae.encode(module, pixels.to(get_local_torch_device()))
+        for seed in seeds:
+            noise = None
+            if plan.source_latents == "sample":
+                noise = generation.draw_posterior_noise(seed, grid)
+            yield posterior.latents(noise)
 
-    def _see(self, frames, plan: LancePlan, name: str) -> tuple[Tensor, Grid]:
+    def _see(
+        self, frames: Sequence[Image.Image], plan: LancePlan, name: str
+    ) -> tuple[Tensor, Grid]:
         with self._use(name) as vision:
-            assert isinstance(vision, LanceVisionTransformer)
             patches, grid = visual_input.vit_patches(
                 frames, plan.resolution, vision.config
             )
@@ -157,7 +173,7 @@ class LanceDenoisingStage(_LanceStage):
         return RoleType.DENOISER
 
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
-        """Set ``batch.latents`` to [1, I, C] float32."""
+        """Set ``batch.latents`` to [n, I, C] float32, n outputs."""
         self._denoise([batch])
         return batch
 
@@ -167,7 +183,7 @@ class LanceDenoisingStage(_LanceStage):
         """Denoise requests of equal plan as one batch."""
         groups: dict[Hashable, list[Req]] = {}
         for batch in batches:
-            groups.setdefault(batch.sampling_params.plan(), []).append(batch)
+            groups.setdefault(plan_of(batch), []).append(batch)
         for group in groups.values():
             start = time.perf_counter()
             self._denoise(group)
@@ -179,23 +195,23 @@ class LanceDenoisingStage(_LanceStage):
 
     def _denoise(self, batches: list[Req]) -> None:
         leader = batches[0]
-        plan = leader.sampling_params.plan()
+        plan = plan_of(leader)
         device = get_local_torch_device()
-        conditionings = [batch.extra[CONDITIONING] for batch in batches]
+        conditionings = [c for batch in batches for c in batch.extra.pop(CONDITIONING)]
+        seeds = [seed for batch in batches for seed in output_seeds(batch)]
         latents = torch.cat(
             [
-                generation.initial_latents(conditioning, batch.seed)
-                for conditioning, batch in zip(conditionings, batches, strict=True)
+                generation.initial_latents(conditioning, seed)
+                for conditioning, seed in zip(conditionings, seeds, strict=True)
             ]
         ).to(device)
         times = make_times(plan.num_inference_steps, plan.timestep_shift)
         trajectory: list[Tensor] = []
         name = TRANSFORMERS[self._variant(leader, plan.task)]
-        with ExitStack() as stack:
-            bar = stack.enter_context(
-                self.progress_bar(total=plan.num_inference_steps, batch=leader)
-            )
-            transformer = stack.enter_context(self._use(name))
+        with (
+            self.progress_bar(total=plan.num_inference_steps, batch=leader) as bar,
+            self._use(name) as transformer,
+        ):
 
             def on_step(now: Tensor) -> None:
                 if leader.return_trajectory_latents:
@@ -205,12 +221,13 @@ class LanceDenoisingStage(_LanceStage):
             latents = generation.denoise(
                 transformer, conditionings, latents, times, _guidance(plan), on_step
             )
-        for row, batch in enumerate(batches):
-            batch.latents = latents[row : row + 1]
-            del batch.extra[CONDITIONING]
+        end = 0
+        for batch in batches:
+            start, end = end, end + batch.num_outputs_per_prompt
+            batch.latents = latents[start:end]
             if trajectory:
-                steps = [step[row] for step in trajectory]
-                batch.trajectory_latents = torch.stack(steps)[None]  # [1, N, I, C]
+                steps = [step[start:end] for step in trajectory]
+                batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, I, C]
                 batch.trajectory_timesteps = times[:-1]
 
 
@@ -224,18 +241,33 @@ class LanceDecodingStage(_LanceStage):
 
     @torch.no_grad()
     def forward(self, batch: Req, server_args: ServerArgs) -> OutputBatch:
-        """Decode to [1, 3, H, W], or [1, 3, F, H, W] for a video, in [0, 1]."""
-        plan = batch.sampling_params.plan()
+        """Decode to [n, 3, H, W], or [n, 3, F, H, W] for videos, in [0, 1]."""
+        plan = plan_of(batch)
+        assert batch.latents is not None, "the denoising stage ran"
         latents = batch.latents.to(get_local_torch_device())
         with self._use("vae") as module:
-            decoded = vae.decode(module, latents.view(*plan.latent_grid, -1))
-        pixels = round_to_levels(decoded)
+            # One by one: a video's frames fill the memory already.
+            decoded = [
+                vae.decode(module, o.view(*plan.latent_grid, -1)) for o in latents
+            ]
+        pixels = round_to_levels(torch.cat(decoded))
         return OutputBatch(
             output=pixels[:, :, 0] if plan.task.output == "image" else pixels,
             metrics=batch.metrics,
             trajectory_latents=batch.trajectory_latents,
             trajectory_timesteps=batch.trajectory_timesteps,
         )
+
+
+def plan_of(batch: Req) -> LancePlan:
+    """The request with all defaults."""
+    assert isinstance(batch.sampling_params, LanceSamplingParams)
+    return batch.sampling_params.plan()
+
+
+def output_seeds(batch: Req) -> list[int]:
+    """Over HTTP one request may have several outputs, from seed on."""
+    return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
 
 
 def round_to_levels(decoded: Tensor) -> Tensor:

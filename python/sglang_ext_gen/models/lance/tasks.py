@@ -12,6 +12,7 @@ from sglang_ext_gen.errors import RequestError
 
 Variant = Literal["Lance_3B", "Lance_3B_Video"]
 Medium = Literal["image", "video", "text"]
+RenormType = Literal["global", "channel", "none"]
 
 _DESCRIBE_IMAGE = (
     "Describe the image by detailing the color, quantity, text, shape, size, texture, "

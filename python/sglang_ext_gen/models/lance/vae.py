@@ -12,7 +12,9 @@ mean was normalised and is itself not divided by the latents' deviation.
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -121,25 +123,49 @@ def read_vae_pickle(file: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def encode(vae: AutoencoderKLWan, pixels: Tensor, noise: Tensor | None) -> Tensor:
+@dataclass(frozen=True)
+class LatentPosterior:
+    """What the encoder says of frames.
+
+    Args:
+        mean: [F, h, w, C] float32, normalised.
+        deviation: [F, h, w, C] float32, not normalised.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def latents(self, noise: Tensor | None) -> Tensor:
+        """A sample, or the mean.
+
+        Args:
+            noise: [1, C, F, h, w] float32 for a sample, or None for the mean.
+
+        Returns:
+            [F, h, w, C] float32.
+        """
+        if noise is None:
+            return self.mean
+        return self.mean + self.deviation * _channels_last(noise).to(self.mean.device)
+
+
+def encode(vae: AutoencoderKLWan, pixels: Tensor) -> LatentPosterior:
     """Normalised latents of frames.
 
     Args:
         vae: See ``load_vae``.
         pixels: [1, 3, T, height, width] float32 in [-1, 1], T = 4 k + 1.
-        noise: [1, C, F, h, w] float32 for a sample of the posterior, or None for
-            its mean.
-
-    Returns:
-        [F, h, w, C] float32.
     """
-    posterior = vae.encode(pixels.to(vae_dtype(vae)))
-    latents = (posterior.mean.float() - _statistic(LATENTS_MEAN, pixels)) / _statistic(
-        LATENTS_STD, pixels
+    posterior: Any = vae.encode(pixels.to(vae_dtype(vae)))
+    mean = posterior.mean.float() - _statistic(LATENTS_MEAN, pixels)
+    return LatentPosterior(
+        mean=_channels_last(mean / _statistic(LATENTS_STD, pixels)),
+        deviation=_channels_last((0.5 * posterior.logvar.float()).exp()),
     )
-    if noise is not None:
-        deviation = (0.5 * posterior.logvar.float()).exp()
-        latents = latents + deviation * noise.to(latents.device)
+
+
+def _channels_last(latents: Tensor) -> Tensor:
+    """[1, C, F, h, w] -> [F, h, w, C]."""
     return latents[0].permute(1, 2, 3, 0)
 
 
