@@ -97,7 +97,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         write_tiny=f"{_LANCE}.tiny:write_tiny",
         demo_requests=f"{_LANCE}.demo:demo_requests",
         hf_model_paths=("bytedance-research/Lance",),
-        http_routes=("/v1/images/generations",),
+        http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
     ),
 )
 

@@ -100,9 +100,10 @@ def place_tasks(
         raise ConfigError(
             f"variant: {variant!r} given, expected one of {', '.join(VARIANTS)}"
         )
-    fixed: Variant | None = next(
-        (name for name in VARIANTS if name == variant), files.named
-    )
+    fixed = files.named
+    for name in VARIANTS:
+        if name == variant:
+            fixed = name
     names = _task_names(tasks)
     if tasks is not None or fixed is not None:
         placed: dict[str, Variant] = {}

@@ -29,6 +29,7 @@ from sglang_ext_gen.models.lance.request import (
 )
 from sglang_ext_gen.models.lance.tasks import FPS, TASKS, Task
 from sglang_ext_gen.request_fields import refuse_unknown_fields
+from sglang_ext_gen.serving import uploads
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +86,11 @@ class LanceSamplingParams(SamplingParams):
 
     @classmethod
     def image_request_extra_fields(cls) -> frozenset[str]:
-        """Fields that the HTTP image endpoint takes from the body."""
-        return frozenset(OWN_FIELDS)
+        """Fields that the HTTP image endpoint takes from the body.
+
+        ``image_path`` comes from an upload; a client cannot set it.
+        """
+        return frozenset({*OWN_FIELDS, "image_path"})
 
     @classmethod
     def video_request_extra_fields(cls) -> frozenset[str]:
@@ -106,6 +110,12 @@ class LanceSamplingParams(SamplingParams):
         if kwargs.get("video_path"):
             kwargs["num_frames"] = request.num_frames  # decided by the source
         return kwargs
+
+    def cleanup_video_request(self, req: Any) -> None:
+        """Delete the uploads of a video job that has ended."""
+        for path in (self.image_path, self.video_path):
+            if path:
+                uploads.release(single_path(path))
 
     def expand_video_request_outputs_for_queue(self, req: Any) -> list[Any]:
         """One request an output, as for pictures."""

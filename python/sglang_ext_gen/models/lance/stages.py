@@ -188,6 +188,7 @@ class LanceDenoisingStage(_LanceStage):
             start = time.perf_counter()
             self._denoise(group)
             for batch in group:
+                assert batch.metrics is not None, "every request has them"
                 batch.metrics.record_stage(
                     self._active_profile_stage_name(), time.perf_counter() - start
                 )
@@ -251,8 +252,9 @@ class LanceDecodingStage(_LanceStage):
                 vae.decode(module, o.view(*plan.latent_grid, -1)) for o in latents
             ]
         pixels = round_to_levels(torch.cat(decoded))
+        outputs: Any = pixels[:, :, 0] if plan.task.output == "image" else pixels
         return OutputBatch(
-            output=pixels[:, :, 0] if plan.task.output == "image" else pixels,
+            output=outputs,
             metrics=batch.metrics,
             trajectory_latents=batch.trajectory_latents,
             trajectory_timesteps=batch.trajectory_timesteps,
