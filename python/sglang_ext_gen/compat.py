@@ -168,6 +168,14 @@ STOCK: dict[str, dict[str, str]] = {
     "sglang.cli.serve": {"serve": "args extra_argv"},
     "sglang.cli.utils": {"get_is_diffusion_model": "model_path"},
     "sglang.srt.layers.quantization.fp8_utils": {"apply_fp8_linear": "bias"},
+    "sglang.srt.platforms.cpu": {"CpuSRTPlatform": ""},
+    "sglang.srt.platforms.device_mixin": {"PlatformEnum": "", "PlatformEnum.OOT": ""},
+    "sglang.srt.platforms.interface": {
+        "PlatformCapabilities": "supports_triton graph_capture",
+        "SRTPlatform.get_compile_backend": "mode",
+        "SRTPlatform.get_default_attention_backend": "",
+        "SRTPlatform.get_dispatch_key_name": "",
+    },
     "sglang.srt.plugins": {"load_plugins": ""},
     "sglang.srt.plugins.hook_registry": {
         "HookRegistry": "",

@@ -39,7 +39,27 @@ ALLOW_CONTROL_ROUTES = EnvironmentVariable(
     "running server. Some load what a client names: for trusted networks only.",
 )
 
-VARIABLES: tuple[EnvironmentVariable, ...] = (DISABLE, ALLOW_CONTROL_ROUTES)
+MEDIA_HOSTS = EnvironmentVariable(
+    name="SGLANG_EXT_GEN_MEDIA_HOSTS",
+    kind="comma-separated host names",
+    default="",
+    effect="Media may be fetched from these hosts even if their address is private.",
+)
+
+MEDIA_FOLDER = EnvironmentVariable(
+    name="SGLANG_EXT_GEN_MEDIA_FOLDER",
+    kind="folder",
+    default="",
+    effect="Requests to the language model runtime may name media files in this "
+    "folder; without it they may name none.",
+)
+
+VARIABLES: tuple[EnvironmentVariable, ...] = (
+    DISABLE,
+    ALLOW_CONTROL_ROUTES,
+    MEDIA_HOSTS,
+    MEDIA_FOLDER,
+)
 
 
 def disabled_families(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
@@ -59,6 +79,17 @@ def allows_control_routes(environ: Mapping[str, str] = os.environ) -> bool:
     if value not in ("0", "1"):
         raise ConfigError(f"{name}: {value!r} given, expected 0 or 1")
     return value == "1"
+
+
+def media_hosts(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """Host names given in ``SGLANG_EXT_GEN_MEDIA_HOSTS``, in lower case."""
+    names = environ.get(MEDIA_HOSTS.name, MEDIA_HOSTS.default).split(",")
+    return frozenset(name.strip().lower() for name in names if name.strip())
+
+
+def media_folder(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The folder given in ``SGLANG_EXT_GEN_MEDIA_FOLDER``, or None."""
+    return environ.get(MEDIA_FOLDER.name) or None
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from sglang_ext_gen.registry import resolve
 if TYPE_CHECKING:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-Runtime = Literal["diffusion", "cli"]
+Runtime = Literal["diffusion", "cli", "srt", "srt_cpu"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Hook:
         replacement: ``"module:function"``.
         runtime: ``diffusion`` hooks are applied in every process of the diffusion
             runtime, ``cli`` hooks in the process of ``sglang serve`` before it knows
-            which runtime a model needs.
+            which runtime a model needs, ``srt`` hooks in every process of the language
+            model runtime, ``srt_cpu`` hooks where one of our models runs on CPU.
         reason: Why stock's behaviour is not enough.
         remove_when: What would make the hook unnecessary.
     """
@@ -92,6 +93,32 @@ HOOKS: tuple[Hook, ...] = (
         runtime="cli",
         reason="sglang serve chooses the runtime before it loads diffusion plugins.",
         remove_when="sglang serve loads diffusion plugins before it chooses.",
+    ),
+    Hook(
+        target="sglang.srt.model_loader.utils.get_model_architecture",
+        kind="around",
+        replacement="sglang_ext_gen.language_models:get_model_architecture",
+        runtime="srt",
+        reason="Our models are registered when one is about to be used: registering at "
+        "plugin time would import every model of SGLang into every process.",
+        remove_when="ModelRegistry takes lazy entries.",
+    ),
+    Hook(
+        target="sglang.srt.layers.multi_gate.multi_gate_triton_kernel",
+        kind="around",
+        replacement="sglang_ext_gen.models.ming_omni.thinker.routing:multi_gate",
+        runtime="srt_cpu",
+        reason="The three routers of Ming have a Triton kernel only.",
+        remove_when="multi_gate has a torch form.",
+    ),
+    Hook(
+        target="sglang.kernels.ops.attention.rotary_triton."
+        "triton_ernie45_rope_fused_inplace",
+        kind="around",
+        replacement="sglang_ext_gen.models.ming_omni.thinker.rotary:rotate_in_place",
+        runtime="srt_cpu",
+        reason="The three-axis rotation of Ming has a Triton kernel only.",
+        remove_when="BailingMRotaryEmbedding has a torch form.",
     ),
 )
 

@@ -8,9 +8,9 @@ test in a fresh process prove that they worked. Both are idempotent.
 of the diffusion runtime: the generator's, the HTTP server's and each worker.
 
 ``register_srt`` (group ``sglang.srt.plugins``) runs in every process of the language
-model runtime, and first of all in ``sglang serve``, which chooses the runtime before
-any diffusion plugin is loaded. Only there does it do anything: one hook on that
-choice, which imports neither torch nor the diffusion runtime.
+model runtime, where it registers our models (``language_models.py``), and first of all
+in ``sglang serve``, which chooses the runtime before any diffusion plugin is loaded.
+There it hooks that choice, which imports neither torch nor the diffusion runtime.
 
 Plain ``sglang generate`` loads no plugin before it resolves the model. It imports the
 package named by ``SGLANG_EXTERNAL_MODEL_PACKAGE`` instead: see ``activate``.
@@ -20,7 +20,7 @@ import functools
 import logging
 import sys
 
-from sglang_ext_gen import compat, envs, hooks
+from sglang_ext_gen import compat, envs, hooks, language_models
 from sglang_ext_gen.registry import enabled_families, resolve
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,15 @@ def register_diffusion() -> None:
 
 @functools.cache
 def register_srt() -> None:
-    """Let ``sglang serve`` know which checkpoints need the diffusion runtime."""
+    """Register what runs on the language model runtime.
+
+    In ``sglang serve`` only the choice of the runtime is hooked at first: the rest
+    follows when the choice is made (``resolution.get_is_diffusion_model``).
+    """
     if "sglang.cli.serve" in sys.modules and enabled_families():
         hooks.register_hooks("cli")
+    else:
+        language_models.register()
 
 
 def activate() -> None:

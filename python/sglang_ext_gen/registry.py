@@ -102,6 +102,52 @@ FAMILIES: tuple[ModelFamily, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class LanguageModel:
+    """One row: a family's part on SGLang's language model runtime.
+
+    The strings are ``"module:attribute"``, except the first three.
+
+    Args:
+        name: The family's short name, as in ``FAMILIES``.
+        title: Name for people.
+        architecture: As in the ``architectures`` of ``config.json``.
+        register_config: Function that makes the config and tokenizer known; called in
+            every process of the runtime.
+        register_model: Function that registers model and processor; called only where
+            the architecture is about to be used.
+        check_checkpoint: Function from a local directory to a list of problems.
+        recognises: Function that says whether a local directory holds this model, by
+            content; imports neither torch nor SGLang.
+        write_tiny: Function that writes a tiny checkpoint into a directory.
+    """
+
+    name: str
+    title: str
+    architecture: str
+    register_config: str
+    register_model: str
+    check_checkpoint: str
+    recognises: str
+    write_tiny: str
+
+
+_MING_THINKER = "sglang_ext_gen.models.ming_omni.thinker"
+
+LANGUAGE_MODELS: tuple[LanguageModel, ...] = (
+    LanguageModel(
+        name="ming_omni",
+        title="Ming-flash-omni 2.0 (thinker)",
+        architecture="BailingMM2NativeForConditionalGeneration",
+        register_config=f"{_MING_THINKER}.config:register_config",
+        register_model=f"{_MING_THINKER}.register:register_model",
+        check_checkpoint=f"{_MING_THINKER}.layout:check_checkpoint",
+        recognises=f"{_MING_THINKER}.layout:recognises",
+        write_tiny=f"{_MING_THINKER}.tiny:write_tiny",
+    ),
+)
+
+
 def resolve(reference: str) -> Any:
     """Import what a ``"module:attribute"`` string names."""
     module, _, attribute = reference.partition(":")
@@ -114,10 +160,27 @@ def enabled_families() -> tuple[ModelFamily, ...]:
     Raises:
         ConfigError: The variable names a family that does not exist.
     """
-    disabled = envs.disabled_families()
-    for name in disabled:
-        find_family(name)
+    disabled = _disabled()
     return tuple(family for family in FAMILIES if family.name not in disabled)
+
+
+def enabled_language_models() -> tuple[LanguageModel, ...]:
+    """The rows of ``LANGUAGE_MODELS`` that ``SGLANG_EXT_GEN_DISABLE`` leaves on.
+
+    Raises:
+        ConfigError: The variable names a family that does not exist.
+    """
+    disabled = _disabled()
+    return tuple(model for model in LANGUAGE_MODELS if model.name not in disabled)
+
+
+def _disabled() -> tuple[str, ...]:
+    names = envs.disabled_families()
+    language_models = {model.name for model in LANGUAGE_MODELS}
+    for name in names:
+        if name not in language_models:
+            find_family(name)
+    return names
 
 
 def find_family(name: str) -> ModelFamily:

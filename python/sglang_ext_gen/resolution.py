@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sglang_ext_gen import compat
+from sglang_ext_gen import compat, language_models
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.registry import ModelFamily, family_of, resolve
 
@@ -61,7 +61,13 @@ def get_non_diffusers_pipeline_name(
 
 def get_is_diffusion_model(original: Callable[[str], bool], model_path: str) -> bool:
     """Around ``sglang.cli.utils.get_is_diffusion_model``, for ``sglang serve``."""
-    return family_of(model_path) is not None or original(model_path)
+    if family_of(model_path) is not None or original(model_path):
+        return True
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    language_models.register()
+    HookRegistry.apply_hooks()
+    return False
 
 
 @functools.cache

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thinker's configuration, as released and repaired for SGLang.
+
+Subclass of SGLang's own config for this ``model_type``. What is repaired:
+
+- ``llm_config.rope_scaling.factor`` is null, which SGLang multiplies with: dropped.
+- ``use_expert_bias`` is called ``moe_router_enable_expert_bias`` by SGLang's routers.
+- ``llm_config.video_start_token`` holds the id of ``</image>``: the token after it is
+  the real ``<video>``. Repaired with a warning.
+- The three deepstack mergers of the vision tower are on disk but unused.
+
+The class lives at module level because SGLang pickles configs to spawned processes.
+"""
+
+import logging
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from sglang.srt.configs.bailing_moe_v2 import BailingMM2Config
+from sglang.srt.multimodal.customized_mm_processor_utils import (
+    register_customized_processor,
+)
+from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY
+from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.models.ming_omni.thinker.tokenizer import (
+    BailingTokenizer,
+    MingTokenizerHolder,
+)
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURE = "BailingMM2NativeForConditionalGeneration"
+MODEL_TYPE = "bailingmm_moe_v2_lite"
+# Position axes (time, row, column) of the 32 rotary frequencies; the official code
+# has it as a constant, not in the file.
+MROPE_SECTION = (8, 12, 12)
+
+
+class MingThinkerConfig(BailingMM2Config):
+    """Config of ``BailingMM2NativeForConditionalGeneration``."""
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        llm_config: dict[str, Any] | Any = None,
+        vision_config: dict[str, Any] | Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(llm_config, dict):
+            llm_config = repaired_llm_config(llm_config)
+        if isinstance(vision_config, dict):
+            vision_config = {**vision_config, "deepstack_visual_indexes": []}
+        kwargs.setdefault("mrope_section", list(MROPE_SECTION))
+        super().__init__(
+            llm_config=llm_config,
+            vision_config=vision_config,
+            **kwargs,
+        )
+
+
+def register_config() -> None:
+    """Make SGLang and Transformers use this config and our tokenizer."""
+    _CONFIG_REGISTRY[MODEL_TYPE] = MingThinkerConfig
+    AutoConfig.register(MODEL_TYPE, MingThinkerConfig, exist_ok=True)
+    AutoTokenizer.register(
+        MingThinkerConfig,
+        fast_tokenizer_class=BailingTokenizer,
+        exist_ok=True,
+    )
+    register_customized_processor(MingTokenizerHolder)(MingThinkerConfig)
+
+
+def repaired_llm_config(released: dict[str, Any]) -> dict[str, Any]:
+    """The released ``llm_config`` in SGLang's terms.
+
+    Raises:
+        ConfigError: It asks for something that this thinker does not have.
+    """
+    config = dict(released)
+    for key in ("norm_head", "use_bias", "use_qkv_bias", "tie_word_embeddings"):
+        if config.get(key):
+            raise ConfigError(f"llm_config.{key} is set, which the thinker never has")
+    scaling = dict(config.get("rope_scaling") or {})
+    kind = scaling.pop("type", scaling.pop("rope_type", "video_rope"))
+    if kind not in ("video_rope", "default") or scaling.pop("factor", None) is not None:
+        raise ConfigError(
+            f"llm_config.rope_scaling is {released.get('rope_scaling')}, expected "
+            'type "video_rope" with no factor'
+        )
+    config["rope_scaling"] = {"rope_type": "default", **scaling}
+    if "use_expert_bias" in config:
+        config["moe_router_enable_expert_bias"] = config["use_expert_bias"]
+    config["video_start_token"] = _real_video_start(config)
+    return config
+
+
+def _real_video_start(config: dict[str, Any]) -> int | None:
+    image_end = config.get("image_patch_token", -3) + 2
+    given = config.get("video_start_token")
+    if given != image_end:
+        return given
+    logger.warning(
+        "llm_config.video_start_token is %d, which is </image>; using %d, <video>",
+        image_end,
+        image_end + 1,
+    )
+    return image_end + 1

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request -> token ids, media items and positions, in SGLang's tokenizer process."""
+
+import asyncio
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sglang.srt.managers.schedule_batch import (
+    Modality,
+    MultimodalDataItem,
+    MultimodalProcessorOutput,
+)
+from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
+from sglang.srt.utils.hf_transformers.common import download_from_hf
+from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.models.ming_omni.thinker import media, prompt, query_states
+from sglang_ext_gen.models.ming_omni.thinker.audio import AudioConfig
+from sglang_ext_gen.models.ming_omni.thinker.audio_input import audio_tokens, log_mel
+from sglang_ext_gen.models.ming_omni.thinker.layout import query_scales
+from sglang_ext_gen.models.ming_omni.thinker.model import (
+    BailingMM2NativeForConditionalGeneration,
+)
+from sglang_ext_gen.models.ming_omni.thinker.prompt import Kind, Prompt, Span
+from sglang_ext_gen.models.ming_omni.thinker.tokens import MediaTokens
+from sglang_ext_gen.models.ming_omni.thinker.visual_input import (
+    MERGE,
+    VisualInput,
+    image_input,
+    resized_video_inputs,
+    video_inputs,
+)
+from sglang_ext_gen.models.ming_omni.thinker_protocol import QUERY_BLOCK
+
+# Seconds of sound per position of the audio tower.
+_SECONDS_PER_POSITION = 0.02
+_HASH_BITS = 62
+
+
+class MingMultimodalProcessor(BaseMultimodalProcessor):
+    """Requests with media, or with a query block, for the Ming thinker."""
+
+    models = [BailingMM2NativeForConditionalGeneration]  # noqa: RUF012 SGLang's type
+
+    def __init__(
+        self, hf_config: Any, server_args: Any, _processor: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(hf_config, server_args, _processor, *args, **kwargs)
+        self.tokens = MediaTokens.resolve(_processor.tokenizer)
+        positions = AudioConfig.from_released(hf_config.audio_config).n_ctx
+        self.max_seconds = positions * _SECONDS_PER_POSITION
+        folder = download_from_hf(
+            hf_config._name_or_path, allow_patterns=["mlp/config.json"]
+        )
+        self.scales = query_scales(Path(folder))
+
+    async def process_mm_data_async(
+        self,
+        image_data: list[Any] | None,
+        audio_data: list[Any] | None,
+        input_text: str | list[int],
+        request_obj: Any,
+        **_: Any,
+    ) -> MultimodalProcessorOutput:
+        """Token ids, media items and positions of one request.
+
+        Raises:
+            RequestError: Anything about the request is not allowed.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self.io_executor,
+            self.prepare,
+            input_text,
+            image_data or [],
+            request_obj.video_data or [],
+            audio_data or [],
+        )
+
+    def prepare(
+        self,
+        text: str | list[int],
+        image_data: list[Any],
+        video_data: list[Any],
+        audio_data: list[Any],
+    ) -> MultimodalProcessorOutput:
+        """What ``process_mm_data_async`` returns, in the calling thread."""
+        if not isinstance(text, str):
+            text = self._tokenizer.decode(text)
+        is_generation = QUERY_BLOCK in image_data
+        pictures = [
+            image_input(media.load_image(item))
+            for item in image_data
+            if item != QUERY_BLOCK
+        ]
+        videos = [_video(item) for item in video_data]
+        clips = [
+            log_mel(media.load_waveform(item, self.max_seconds)) for item in audio_data
+        ]
+        expanded = prompt.expand(
+            text,
+            [prompt.image_piece(_token_grid(picture)) for picture in pictures],
+            [prompt.video_piece(_token_grid(v[0]), stamps) for v, stamps in videos],
+            [prompt.audio_piece(audio_tokens(len(clip))) for clip in clips],
+            self._tokenizer.encode,
+            self.tokens,
+        )
+        if is_generation:
+            expanded = self._with_query_blocks(expanded, image_data)
+        features: dict[Kind, list[Any]] = {
+            "image": pictures,
+            "frame": [frame for frames, _ in videos for frame in frames],
+            "audio": clips,
+            "query": list(self.scales),
+        }
+        queues = {kind: iter(values) for kind, values in features.items()}
+        items = [_item(span, next(queues[span.kind])) for span in expanded.spans]
+        return self._output(expanded, items)
+
+    def _with_query_blocks(self, expanded: Prompt, image_data: list[Any]) -> Prompt:
+        if not self.scales:
+            raise RequestError(
+                "image_data", "this checkpoint has no mlp/config.json, so no query tokens"
+            )
+        if image_data.count(QUERY_BLOCK) != 1 or image_data[-1] != QUERY_BLOCK:
+            raise RequestError("image_data", "give the query block once, and last")
+        return prompt.append_query_blocks(expanded, self.scales, self.tokens)
+
+    def _output(
+        self, expanded: Prompt, items: list[MultimodalDataItem]
+    ) -> MultimodalProcessorOutput:
+        positions, following = prompt.position_ids(expanded)
+        delta = following - len(expanded.ids)
+        return MultimodalProcessorOutput(
+            mm_items=items,
+            input_ids=expanded.ids,
+            # SGLang leaves out the modalities whose id is not given.
+            im_token_id=self.tokens.image_patch,
+            video_token_id=self.tokens.frame_patch,
+            audio_token_id=self.tokens.audio_patch,
+            mrope_positions=positions,
+            mrope_position_delta=torch.tensor([[delta]]),
+        )
+
+
+def _video(source: Any) -> tuple[list[VisualInput], list[float]]:
+    frames, size = media.load_video(source)
+    if size is None:
+        return video_inputs(frames)
+    return resized_video_inputs(frames, *size)
+
+
+def _token_grid(visual: VisualInput) -> tuple[int, int]:
+    return visual.grid[0] // MERGE, visual.grid[1] // MERGE
+
+
+def _item(span: Span, value: Any) -> MultimodalDataItem:
+    """SGLang's item for one span; pictures, frames and clips are cached by content."""
+    if span.kind == "query":
+        item = _media_item(Modality.IMAGE, span, torch.empty(0))
+        item.model_specific_data[query_states.SCALE] = value
+        # A random hash: the block is never found in the prefix cache.
+        item.set_hash(secrets.randbits(_HASH_BITS))
+        return item
+    if span.kind == "audio":
+        return _media_item(Modality.AUDIO, span, value)
+    is_image = span.kind == "image"
+    modality = Modality.IMAGE if is_image else Modality.VIDEO
+    item = _media_item(modality, span, value.patches)
+    grid = torch.tensor([[1, *value.grid]])
+    item.model_specific_data["image_grid_thw" if is_image else "video_grid_thw"] = grid
+    return item
+
+
+def _media_item(modality: Modality, span: Span, feature: Tensor) -> MultimodalDataItem:
+    return MultimodalDataItem(
+        modality=modality, feature=feature, offsets=[span.offsets]
+    )

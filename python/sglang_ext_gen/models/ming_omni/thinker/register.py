@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make SGLang's language model runtime use our thinker for Ming checkpoints.
+
+The architecture and model type are SGLang's own, so this replaces its entries;
+``SGLANG_EXT_GEN_DISABLE=ming_omni`` leaves them alone.
+"""
+
+from sglang.srt.managers.multimodal_processor import PROCESSOR_MAPPING
+from sglang.srt.models.registry import ModelRegistry
+from sglang.srt.platforms import current_platform
+from sglang.srt.plugins.hook_registry import HookRegistry
+from sglang_ext_gen import hooks
+from sglang_ext_gen.models.ming_omni.thinker.config import ARCHITECTURE
+from sglang_ext_gen.models.ming_omni.thinker.model import (
+    BailingMM2NativeForConditionalGeneration,
+)
+from sglang_ext_gen.models.ming_omni.thinker.processor import (
+    MingMultimodalProcessor,
+)
+from sglang_ext_gen.platforms.cpu_reference import CpuReferencePlatform
+
+
+def register_model() -> None:
+    """Register processor and model; repeating it changes nothing."""
+    if ModelRegistry.models.get(ARCHITECTURE) is BailingMM2NativeForConditionalGeneration:
+        return
+    ModelRegistry.models[ARCHITECTURE] = BailingMM2NativeForConditionalGeneration
+    # Found by class name, first match; SGLang's own entry has the same name.
+    others = dict(PROCESSOR_MAPPING)
+    PROCESSOR_MAPPING.clear()
+    PROCESSOR_MAPPING[BailingMM2NativeForConditionalGeneration] = MingMultimodalProcessor
+    PROCESSOR_MAPPING.update(others)
+    if isinstance(current_platform, CpuReferencePlatform):
+        hooks.register_hooks("srt_cpu")
+        HookRegistry.apply_hooks()

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is on disk, where it goes, and that anything else is refused."""
+
+import gc
+import json
+import pickle
+import shutil
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.models.ming_omni.thinker.layout import (
+    DEFAULT_SCALES,
+    check_checkpoint,
+    query_scales,
+    recognises,
+    thinker_specs,
+)
+from sglang_ext_gen.models.ming_omni.thinker.tiny import write_tiny
+from sglang_ext_gen.models.ming_omni.thinker.weights import (
+    Target,
+    load_query_tokens,
+    load_thinker,
+    target_of,
+)
+from sglang_ext_gen.weights.layout import TensorSpec, read_json
+
+LAYER = "model.model.layers.3"
+
+
+@pytest.fixture
+def copied(ming_golden, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(ming_golden.path, folder)
+    return folder
+
+
+def test_the_golden_checkpoint_is_complete(ming_golden):
+    assert recognises(ming_golden.path)
+    assert check_checkpoint(ming_golden.path) == []
+    assert query_scales(ming_golden.path) == (4,)
+
+
+def test_the_released_sizes_give_the_released_shapes(ming_golden):
+    config = read_json(ming_golden.path / "config.json")
+    config["llm_config"] |= {
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "num_experts": 256,
+        "moe_intermediate_size": 1024,
+        "vocab_size": 157184,
+        "num_hidden_layers": 32,
+        "intermediate_size": 9216,
+    }
+    del config["llm_config"]["head_dim"]
+    shapes = {spec.name: spec.shape for spec in thinker_specs(config)}
+    assert shapes[f"{LAYER}.attention.query_key_value.weight"] == (5120, 4096)
+    assert shapes[f"{LAYER}.attention.q_norm.weight"] == (128,)
+    assert shapes[f"{LAYER}.mlp.experts.255.down_proj.weight"] == (4096, 1024)
+    assert shapes[f"{LAYER}.mlp.audio_gate.expert_bias"] == (256,)
+    assert shapes["model.lm_head.weight"] == (157184, 4096)
+    total = sum(torch.Size(shape).numel() for shape in shapes.values()) * 2
+    assert 195e9 < total < 210e9  # "about 200 GB" in bfloat16
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing.*path"),
+        (lambda f: shutil.rmtree(f / "mlp"), "mlp.*missing.*to draw, not to chat"),
+        (lambda f: _drop(f, "audio.ln_post.bias"), "audio.ln_post.bias is missing"),
+    ],
+)
+def test_damage_is_named(copied, damage, problem):
+    damage(copied)
+    problems = check_checkpoint(copied)
+    assert len(problems) == 1
+    assert pytest.raises(AssertionError, _fail, problems[0]).match(problem)
+
+
+def _fail(message: str) -> None:
+    raise AssertionError(message)
+
+
+def _drop(folder, name):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    file = folder / index["weight_map"].pop(name)
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_scales_have_the_official_default(copied):
+    (copied / "mlp" / "config.json").write_text("{}")
+    assert query_scales(copied) == DEFAULT_SCALES
+
+
+def test_a_tiny_checkpoint_is_complete_and_repeatable(tmp_path):
+    for name in "ab":
+        write_tiny(tmp_path / name)
+    assert recognises(tmp_path / "a")
+    assert check_checkpoint(tmp_path / "a") == []
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
+    assert len(files) == 6
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    with pytest.raises(ConfigError, match="exists already"):
+        write_tiny(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        (
+            f"{LAYER}.mlp.experts.17.gate_proj.weight",
+            Target(f"{LAYER}.mlp.experts.w13_weight", "w1", 17),
+        ),
+        (
+            f"{LAYER}.mlp.experts.2.down_proj.weight",
+            Target(f"{LAYER}.mlp.experts.w2_weight", "w2", 2),
+        ),
+        (
+            f"{LAYER}.mlp.shared_experts.up_proj.weight",
+            Target(f"{LAYER}.mlp.shared_experts.gate_up_proj.weight", 1),
+        ),
+        (
+            "model.model.layers.0.mlp.gate_proj.weight",
+            Target("model.model.layers.0.mlp.gate_up_proj.weight", 0),
+        ),
+        (f"{LAYER}.mlp.gate.weight", Target(f"{LAYER}.mlp.gate.weight")),
+        (
+            f"{LAYER}.attention.k_norm.weight",
+            Target(f"{LAYER}.attention.key_layernorm.weight"),
+        ),
+        (
+            "vision.blocks.1.attn.qkv.bias",
+            Target("vision.blocks.1.attn.qkv_proj.bias"),
+        ),
+        ("vision.deepstack_merger_list.0.norm.bias", None),
+        ("audio.positional_embedding", Target("audio.positional_embedding")),
+    ],
+)
+def test_each_name_has_its_place(name, target):
+    assert target_of(name) == target
+
+
+SPECS = [TensorSpec("weight", (2, 3)), TensorSpec("bias", (2,))]
+
+
+def _stream(**tensors):
+    return list(tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("weights", "problem"),
+    [
+        (_stream(weight=torch.ones(2, 3)), "bias is missing"),
+        (_stream(weight=torch.ones(3, 2), bias=torch.ones(2)), r"shape \(3, 2\)"),
+        (_stream(other=torch.ones(1)), "other is not part"),
+        ([*_stream(bias=torch.ones(2)), *_stream(bias=torch.ones(2))], "comes twice"),
+    ],
+)
+def test_loading_is_strict(weights, problem):
+    with pytest.raises(CheckpointError, match=problem):
+        load_thinker(nn.Linear(3, 2), weights, SPECS)
+
+
+def test_a_parameter_that_nothing_fills_is_an_error():
+    with pytest.raises(CheckpointError, match="parameter bias was not filled"):
+        load_thinker(nn.Linear(3, 2), _stream(weight=torch.ones(2, 3)), SPECS[:1])
+
+
+def test_tensors_are_let_go_one_by_one():
+    """Streaming: when the next tensor is asked for, only the last one is alive."""
+    layers = nn.Sequential(*(nn.Linear(3, 2, bias=False) for _ in range(5)))
+    alive: list[weakref.ref] = []
+
+    def stream():
+        for index in range(5):
+            gc.collect()
+            assert not [ref for ref in alive[:-1] if ref() is not None]
+            tensor = torch.full((2, 3), float(index))
+            alive.append(weakref.ref(tensor))
+            yield f"{index}.weight", tensor
+            del tensor
+
+    load_thinker(layers, stream(), [TensorSpec(f"{i}.weight", (2, 3)) for i in range(5)])
+    assert [float(layer.weight[0, 0]) for layer in layers] == [0, 1, 2, 3, 4]
+
+
+def test_query_tokens_are_loaded_strictly(copied):
+    tokens = nn.ParameterDict({"4x4": nn.Parameter(torch.zeros(16, 64))})
+    assert list(load_query_tokens(tokens, copied)) == ["4x4"]
+    assert tokens["4x4"].std() > 0
+    for name, shape, problem in (("8x8", (64, 64), "lacks"), ("4x4", (16, 32), "shape")):
+        wrong = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape))})
+        with pytest.raises(CheckpointError, match=problem):
+            list(load_query_tokens(wrong, copied))
+    shutil.rmtree(copied / "mlp")
+    with pytest.raises(CheckpointError, match="is missing"):
+        list(load_query_tokens(tokens, copied))
+    assert list(load_query_tokens(nn.ParameterDict(), copied)) == []
+
+
+def test_the_config_is_repaired(ming_golden, caplog):
+    from sglang_ext_gen.models.ming_omni.thinker.config import MingThinkerConfig
+
+    config = MingThinkerConfig(**read_json(ming_golden.path / "config.json"))
+    llm = config.llm_config
+    assert llm.video_start_token == 274
+    assert "video_start_token is 273, which is </image>" in caplog.text
+    assert "factor" not in llm.rope_parameters
+    assert llm.rope_parameters["mrope_section"] == [8, 12, 12]
+    assert llm.moe_router_enable_expert_bias is True
+    assert llm.routed_scaling_factor == 2.5
+    assert config.vision_config.deepstack_visual_indexes == []
+    again = pickle.loads(pickle.dumps(config))
+    assert again.llm_config.rope_parameters == llm.rope_parameters
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"norm_head": True}, "norm_head"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "video_rope", "factor": 2.0}}, "rope_scaling"),
+    ],
+)
+def test_other_configs_are_refused(ming_golden, changes, problem):
+    from sglang_ext_gen.models.ming_omni.thinker.config import repaired_llm_config
+
+    released = read_json(ming_golden.path / "config.json")["llm_config"]
+    with pytest.raises(ConfigError, match=problem):
+        repaired_llm_config({**released, **changes})
+
+
+def test_missing_tokenizer_files_are_named(copied):
+    from sglang_ext_gen.models.ming_omni.thinker.tokenizer import MingTokenizerHolder
+
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizer.json.*--tokenizer-path"):
+        MingTokenizerHolder.from_pretrained(str(copied))
