@@ -64,6 +64,7 @@ class ModelFamily:
 
 
 _IDEOGRAM4 = "sglang_ext_gen.models.ideogram4"
+_LANCE = "sglang_ext_gen.models.lance"
 
 FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
@@ -81,6 +82,22 @@ FAMILIES: tuple[ModelFamily, ...] = (
         demo_requests=f"{_IDEOGRAM4}.demo:demo_requests",
         hf_model_paths=("ideogram-ai/ideogram-4-fp8",),
         http_routes=("/v1/images/generations",),
+    ),
+    ModelFamily(
+        name="lance",
+        title="Lance",
+        pipeline=f"{_LANCE}.pipeline:LancePipeline",
+        pipeline_config=f"{_LANCE}.pipeline_config:LancePipelineConfig",
+        sampling_params=f"{_LANCE}.sampling_params:LanceSamplingParams",
+        request_fields=f"{_LANCE}.request:REQUEST_FIELDS",
+        load_options=f"{_LANCE}.options:LOAD_OPTIONS",
+        check_request=f"{_LANCE}.request:check_request",
+        check_checkpoint=f"{_LANCE}.layout:check_checkpoint",
+        recognises=f"{_LANCE}.layout:recognises",
+        write_tiny=f"{_LANCE}.tiny:write_tiny",
+        demo_requests=f"{_LANCE}.demo:demo_requests",
+        hf_model_paths=("bytedance-research/Lance",),
+        http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
     ),
 )
 

@@ -95,12 +95,20 @@ REFUSED: dict[str, str] = {
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
 
 
-def checked_image_body(body: Mapping[str, Any], model: ServedModel) -> dict[str, Any]:
+def checked_image_body(
+    body: Mapping[str, Any],
+    model: ServedModel,
+    *,
+    sources: Mapping[str, str] | None = None,
+    forwarded: tuple[RequestField, ...] = FORWARDED,
+) -> dict[str, Any]:
     """Check an image request and rewrite it as a flat body.
 
     Args:
         body: The JSON object that the client sent.
         model: The model that would run it.
+        sources: Family fields that are set from the client's uploads.
+        forwarded: Fields of the protocol that stock honours on the route.
 
     Returns:
         The body for stock: names of the protocol, checked values.
@@ -110,10 +118,10 @@ def checked_image_body(body: Mapping[str, Any], model: ServedModel) -> dict[str,
         Refusal: 400, a field that is not known.
     """
     given = unwrap_fields(body)
-    _check_names(given, model)
+    _check_names(given, model, forwarded)
     protocol = {
         field.name: field.check(given.pop(field.name))
-        for field in (*FORWARDED, *WITHOUT_EFFECT)
+        for field in (*forwarded, *WITHOUT_EFFECT)
         if field.name in given
     }
     for field in WITHOUT_EFFECT:
@@ -121,7 +129,7 @@ def checked_image_body(body: Mapping[str, Any], model: ServedModel) -> dict[str,
     _check_prompt_type(given.get("prompt"))
     spelling = _spell_as_family(given)
     try:
-        checked = model.check(given)
+        checked = model.check({**given, **(sources or {})})
     except RequestError as error:
         raise _spell_as_client(error, spelling) from error
     if "num_outputs_per_prompt" in checked:
@@ -130,8 +138,10 @@ def checked_image_body(body: Mapping[str, Any], model: ServedModel) -> dict[str,
     return {"size": None, **protocol, **checked}
 
 
-def _check_names(given: Mapping[str, Any], model: ServedModel) -> None:
-    known = {field.name for field in (*FORWARDED, *WITHOUT_EFFECT)}
+def _check_names(
+    given: Mapping[str, Any], model: ServedModel, forwarded: tuple[RequestField, ...]
+) -> None:
+    known = {field.name for field in (*forwarded, *WITHOUT_EFFECT)}
     known |= {"n", "size"} | model.fields - {"num_outputs_per_prompt"}
     for name in given:
         if name in known:

@@ -9,6 +9,9 @@ family: ``models/<family>/request.py``.
 # escapes it is at most 12 bytes a character, 786 kB.
 MAX_JSON_BODY_BYTES = 1 << 20
 
+# A form with a source picture or video in it; no more than what is discarded.
+MAX_UPLOAD_BODY_BYTES = 64 << 20
+
 # A refused body is read to its end, and thrown away, up to this many bytes: a client
 # that is still sending when the connection closes may never see the answer.
 MAX_DISCARDED_BODY_BYTES = 64 << 20

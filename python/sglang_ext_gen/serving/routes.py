@@ -9,6 +9,7 @@ something, because stock's other routes would go round the checks.
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.serving import bodies, images, limits
+from sglang_ext_gen.serving import bodies, images, limits, media, uploads
 from sglang_ext_gen.serving.replies import OpenAIErrors, Refusal, shorten
 from sglang_ext_gen.serving.served_model import ServedModel, ServerArgs, served_model
 
@@ -78,9 +79,19 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         reply = OpenAIErrors(send, self._model.fields)
+        folders: list[Path] = []
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await reply(message)
+
+        asked_for = scope["path"]
         try:
-            scope, receive = await self._admit(scope, receive)
-            await self._app(scope, receive, reply)
+            scope, receive = await self._admit(scope, receive, folders)
+            await self._app(scope, receive, watched)
         except ClientDisconnect:
             logger.info("%s %s: the client left", scope["method"], scope["path"])
         except RequestError as error:
@@ -92,14 +103,24 @@ class RequestGuard:
                 raise
             logger.exception("%s %s failed", scope["method"], scope["path"])
             await reply.fail(error)
+        finally:
+            # A video job that was accepted reads its source later and deletes it.
+            if asked_for != media.VIDEOS or status >= 400:
+                for folder in folders:
+                    uploads.release(folder / "any")
 
-    async def _admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+    async def _admit(
+        self, scope: Scope, receive: Receive, folders: list[Path]
+    ) -> tuple[Scope, Receive]:
         """Check a request; returns it in the form that stock shall see."""
         method, path = scope["method"], scope["path"]
         headers = Headers(scope=scope)
         if path in self._model.routes and method == "POST":
+            if path in (media.EDITS, media.VIDEOS):
+                return await self._checked_media_request(scope, receive, folders)
             return await self._checked_image_request(scope, receive)
-        if path in self._model.routes and method != "OPTIONS":
+        is_job_list = path == media.VIDEOS and method in _READING
+        if path in self._model.routes and method != "OPTIONS" and not is_job_list:
             await bodies.discard_body(headers, receive)
             raise Refusal(
                 405,
@@ -108,6 +129,8 @@ class RequestGuard:
                 headers=(("allow", "POST"),),
             )
         if method in _READING:
+            return scope, receive
+        if method == "DELETE" and self._is_video_job(path):
             return scope, receive
         if path in CONTROL_ROUTES and self._model.allows_control:
             return scope, receive
@@ -122,6 +145,39 @@ class RequestGuard:
         bodies.check_content_type(headers)
         given = bodies.parse_json_object(body)
         checked = images.checked_image_body(given, self._model)
+        return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
+
+    def _is_video_job(self, path: str) -> bool:
+        is_served = media.VIDEOS in self._model.routes
+        return is_served and path.startswith(f"{media.VIDEOS}/")
+
+    async def _checked_media_request(
+        self, scope: Scope, receive: Receive, folders: list[Path]
+    ) -> tuple[Scope, Receive]:
+        headers = Headers(scope=scope)
+        is_form = uploads.is_form(headers)
+        limit = limits.MAX_UPLOAD_BODY_BYTES if is_form else limits.MAX_JSON_BODY_BYTES
+        body = await bodies.read_body(headers, receive, limit)
+        form = uploads.Form({}, ())
+        if is_form:
+            folders.append(uploads.new_folder())
+            texts = self._model.texts | media.TEXTS
+            form = await uploads.read_form(headers, body, texts, folders[0])
+        if scope["path"] == media.EDITS:
+            if not is_form:
+                raise Refusal(
+                    415,
+                    "expected multipart/form-data with the picture as image",
+                    code="unsupported_media_type",
+                )
+            checked = media.checked_edit_body(form, self._model)
+            scope = {**scope, "path": images.PATH, "raw_path": images.PATH.encode()}
+        else:
+            fields = form.fields
+            if not is_form:
+                bodies.check_content_type(headers)
+                fields = bodies.unwrap_fields(bodies.parse_json_object(body))
+            checked = media.checked_video_body(fields, form, self._model)
         return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
 
     def _closed_route(self, method: str, path: str) -> Refusal:
@@ -145,6 +201,7 @@ def _with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Rece
     headers = MutableHeaders(scope=scope)
     del headers["transfer-encoding"]
     headers["content-length"] = str(len(body))
+    headers["content-type"] = "application/json"
     is_read = False
 
     async def replay() -> Message:

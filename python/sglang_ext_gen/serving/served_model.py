@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from sglang_ext_gen import envs
 from sglang_ext_gen.registry import family_of_config, resolve
 
+TEXT_KINDS = ("str", "strs")
+
 
 class ServerArgs(Protocol):
     """What the door reads of SGLang's server arguments."""
@@ -25,6 +27,7 @@ class ServedModel:
         routes: Paths of the POST routes that this family serves.
         check: Checks the fields alone and together; returns them in their own
             types; raises ``RequestError``.
+        texts: Names of the fields that are text; in a form all others are JSON.
         allows_control: Whether the operator opened the routes that load weights and
             adapters from paths given by the client.
     """
@@ -33,6 +36,7 @@ class ServedModel:
     fields: frozenset[str]
     routes: frozenset[str]
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
+    texts: frozenset[str] = frozenset()
     allows_control: bool = False
 
 
@@ -47,5 +51,6 @@ def served_model(server_args: ServerArgs) -> ServedModel | None:
         fields=frozenset(field.name for field in fields if field.doors == "all"),
         routes=frozenset(family.http_routes),
         check=resolve(family.check_request),
+        texts=frozenset(field.name for field in fields if field.kind in TEXT_KINDS),
         allows_control=envs.allows_control_routes(),
     )

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lance: pictures and videos, made, edited and understood by one 3B model.
+
+Source: the released checkpoint ``bytedance-research/Lance`` and the official
+inference code ``bytedance/Lance`` at commit 4baeee08, KV-cache path.
+
+One Qwen2.5-VL decoder holds two sets of weights per layer (mixture of
+transformers): plain ones for text, vision features and markers, ``*_moe_gen`` ones
+for latent tokens. A request is one packed sequence; everything but its last block,
+the noise, is independent of time and becomes a key/value prefix. Each step then runs
+the noise block alone against the prefix.
+
+Data flow, in the order of the files:
+
+    tasks.py         the seven tasks as one table of differences  (no heavy import)
+    request.py       request fields, defaults, checks             (no heavy import)
+    visual_input.py  pictures and videos -> resized frames
+    vision.py        frames -> vision features                    [I, D]
+    vae.py           frames <-> latents                           [1, C, F, h, w]
+    packing.py       tokens, splits, positions of a request
+    mot.py           prefix and noise block -> velocity           [B, I, C]
+    schedule.py      times, guidance, Euler step
+    generation.py    one group of requests, from prefix to latents
+    config.py layout.py weights.py                                checkpoint side
+
+Shape legend: B requests, S packed tokens, T text tokens, I latent tokens, D hidden
+size, H heads, K key/value heads, d head dim, C latent channels (48), F latent frames,
+h / w latent grid (16 pixels a token).
+"""

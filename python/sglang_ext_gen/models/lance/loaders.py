@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building the components of Lance from a checkpoint, strictly.
+
+The functions are for any caller; the classes are the same as SGLang component loaders.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from sglang.multimodal_gen.runtime.loader.component_loaders.component_loader import (
+    ComponentLoader,
+)
+from sglang.multimodal_gen.runtime.server_args import ServerArgs
+from sglang.multimodal_gen.runtime.utils.precision import resolve_component_precision
+from transformers import AutoTokenizer
+
+from sglang_ext_gen.models.lance.layout import (
+    LanceFiles,
+    VisionSource,
+    find_files,
+    has_bundled_vision,
+)
+from sglang_ext_gen.models.lance.mot import LanceTransformer
+from sglang_ext_gen.models.lance.tasks import Variant
+from sglang_ext_gen.models.lance.vae import load_vae
+from sglang_ext_gen.models.lance.vision import LanceVisionTransformer
+from sglang_ext_gen.models.lance.weights import (
+    BUNDLED_VISION_RULES,
+    TRANSFORMER_RULES,
+    VISION_FILE,
+    VISION_FOLDER,
+    VISION_RULES,
+)
+from sglang_ext_gen.weights.layout import read_tensors
+from sglang_ext_gen.weights.load import load_weights
+from sglang_ext_gen.weights.rules import Rule
+
+# What our pipeline names as the library of each component.
+LIBRARY = "sglang_ext_gen"
+
+
+def load_transformer(
+    files: LanceFiles, variant: Variant, *, dtype: torch.dtype, device: torch.device
+) -> LanceTransformer:
+    """Build the decoder of a variant, tensor by tensor.
+
+    Raises:
+        CheckpointError: The weights do not fit, or the directory is missing.
+        ConfigError: The config does not fit; names the key.
+    """
+    config = files.read_transformer_config(variant)
+    with torch.device("meta"):
+        transformer = LanceTransformer(config).to(dtype)
+    file = files.transformer(variant)
+    return _fill(transformer, file, TRANSFORMER_RULES, f"{variant}/", device)
+
+
+def load_vision(
+    files: LanceFiles,
+    variant: Variant,
+    source: VisionSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> LanceVisionTransformer:
+    """Build the vision tower.
+
+    Args:
+        source: ``checkpoint`` prefers the tower that the variant bundles, as the
+            official loader does; ``standalone`` takes ``vit.safetensors`` always.
+
+    Raises:
+        CheckpointError: The weights do not fit.
+        ConfigError: The config does not fit.
+    """
+    with torch.device("meta"):
+        vision = LanceVisionTransformer(files.read_vision_config()).to(dtype)
+    file = files.transformer(variant)
+    if source == "checkpoint" and has_bundled_vision(read_tensors(file)):
+        return _fill(vision, file, BUNDLED_VISION_RULES, f"{variant}/vit_model", device)
+    file = files.root / VISION_FOLDER / VISION_FILE
+    return _fill(vision, file, VISION_RULES, f"{VISION_FOLDER}/", device)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a variant; no code from the checkpoint is run."""
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+
+
+def _fill(
+    module: Any, file: Path, rules: tuple[Rule, ...], where: str, device: torch.device
+) -> Any:
+    load_weights(module, file, rules, where=where, device=device)
+    return module.requires_grad_(False).eval()
+
+
+class _StrictLoader(ComponentLoader):
+    """Takes precision and placement from SGLang, everything else from the folder."""
+
+    expected_library = LIBRARY
+    precision_key: str
+
+    def component_load_precision(
+        self, server_args: ServerArgs, component_name: str
+    ) -> str | None:
+        """Allow ``component_precisions`` for this component."""
+        return server_args.component_precisions.get(component_name)
+
+    def load_customized(
+        self, component_model_path: str, server_args: ServerArgs, component_name: str
+    ) -> Any:
+        """Load strictly, in the configured precision, to the chosen device."""
+        dtype = resolve_component_precision(server_args, component_name)
+        if dtype is None:
+            dtype = resolve_component_precision(server_args, self.precision_key)
+        assert dtype is not None, f"no precision for {component_name}"
+        device = self.target_device(
+            server_args.should_start_component_on_cpu(component_name)
+        )
+        path = Path(component_model_path)
+        return self.build(path, server_args.pipeline_config, dtype, device)
+
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        raise NotImplementedError
+
+
+class LanceTransformerLoader(_StrictLoader):
+    """Loads the decoder of one checkpoint directory."""
+
+    precision_key = "transformer"
+
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """Without the language head."""
+        files = find_files(path)
+        assert files.named is not None, f"{path} is no checkpoint directory"
+        return load_transformer(files, files.named, dtype=dtype, device=device)
+
+
+class LanceVisionLoader(_StrictLoader):
+    """Loads the vision tower that goes with one checkpoint directory."""
+
+    precision_key = "image_encoder"
+
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """Which file it comes from is an option."""
+        files = find_files(path)
+        assert files.named is not None, f"{path} is no checkpoint directory"
+        source = config.vision_source
+        return load_vision(files, files.named, source, dtype=dtype, device=device)
+
+
+class LanceVAELoader(_StrictLoader):
+    """Loads the VAE from the checkpoint root."""
+
+    precision_key = "vae"
+
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
+    ) -> Any:
+        """From the converted file where there is one."""
+        return load_vae(path, dtype=dtype, device=device)
+
+
+class LanceTokenizerLoader(ComponentLoader):
+    """Loads the tokenizer of one checkpoint directory."""
+
+    expected_library = LIBRARY
+
+    def load_customized(
+        self, component_model_path: str, server_args: ServerArgs, component_name: str
+    ) -> Any:
+        """The same in both directories of the release."""
+        return load_tokenizer(Path(component_model_path))

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a Lance checkpoint may be loaded: options of the pipeline config.
+
+One table for Python (``from_pretrained(tasks="t2i")``), ``sglang-ext-gen`` and
+``sglang serve``. Imports neither torch nor SGLang.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.models.lance.layout import VARIANTS, LanceFiles
+from sglang_ext_gen.models.lance.tasks import (
+    GENERATION_TASKS,
+    TASKS,
+    Task,
+    Variant,
+)
+from sglang_ext_gen.request_fields import RequestField
+
+LOAD_OPTIONS: tuple[RequestField, ...] = (
+    RequestField(
+        "variant",
+        "str",
+        "Run every task on this checkpoint directory; by default each runs on its own.",
+        choices=VARIANTS,
+    ),
+    RequestField(
+        "tasks",
+        "str",
+        "Tasks to serve, separated by commas; only the weights that they need are "
+        "loaded. By default all whose checkpoint directory is there.",
+        max_length=200,
+    ),
+    RequestField(
+        "vision_source",
+        "str",
+        "Vision tower of edits: the one in the checkpoint directory where it has one "
+        "(official), or Qwen2.5-VL-ViT always.",
+        choices=("checkpoint", "standalone"),
+    ),
+    RequestField(
+        "uncond_positions",
+        "str",
+        "Positions of the branch without the user's text: as released, or counted "
+        "anew.",
+        choices=("released", "renumbered"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class LancePlacement:
+    """Which tasks a process serves, and on which checkpoint directory.
+
+    Args:
+        variants: Official task name -> checkpoint directory.
+    """
+
+    variants: dict[str, Variant]
+
+    def variant_of(self, task: Task) -> Variant:
+        """The directory that runs a task.
+
+        Raises:
+            ConfigError: The task is not served; says why.
+        """
+        if task.name not in self.variants:
+            raise ConfigError(
+                f"{task.name} is not served here: {task.variant} is missing or the "
+                f"task was left out; served are {', '.join(self.variants)}"
+            )
+        return self.variants[task.name]
+
+    def loaded(self) -> tuple[Variant, ...]:
+        """Directories to load, in the order of the release."""
+        return tuple(name for name in VARIANTS if name in self.variants.values())
+
+    def vision(self) -> tuple[Variant, ...]:
+        """Directories whose vision tower an edit needs."""
+        edits = [self.variants[n] for n, task in _edits() if n in self.variants]
+        return tuple(name for name in VARIANTS if name in edits)
+
+
+def place_tasks(
+    files: LanceFiles, variant: str | None, tasks: str | None
+) -> LancePlacement:
+    """Decide what is served: option, then path, then task.
+
+    Args:
+        files: The checkpoint.
+        variant: Option of this name.
+        tasks: Option of this name.
+
+    Raises:
+        ConfigError: An option names something that does not exist.
+        CheckpointError: A directory that a named task needs is missing.
+    """
+    if variant is not None and variant not in VARIANTS:
+        raise ConfigError(
+            f"variant: {variant!r} given, expected one of {', '.join(VARIANTS)}"
+        )
+    fixed = files.named
+    for name in VARIANTS:
+        if name == variant:
+            fixed = name
+    names = _task_names(tasks)
+    if tasks is not None or fixed is not None:
+        placed: dict[str, Variant] = {}
+        for name in names:
+            placed[name] = fixed or TASKS[name].variant
+        for chosen in set(placed.values()):
+            files.folder(chosen)
+        return LancePlacement(placed)
+    there = files.variants()
+    found: dict[str, Variant] = {
+        n: TASKS[n].variant for n in names if TASKS[n].variant in there
+    }
+    if not found:
+        raise CheckpointError(
+            f"{files.root}: none of the tasks {', '.join(names)} has its checkpoint "
+            f"directory ({', '.join(VARIANTS)})"
+        )
+    return LancePlacement(found)
+
+
+def _task_names(tasks: str | None) -> Sequence[str]:
+    if tasks is None:
+        return GENERATION_TASKS
+    names = [name.strip() for name in tasks.split(",")]
+    for name in names:
+        if name not in GENERATION_TASKS:
+            raise ConfigError(
+                f"tasks: {name!r} given, expected some of {', '.join(GENERATION_TASKS)}"
+            )
+    return names
+
+
+def _edits() -> list[tuple[str, Task]]:
+    return [(name, task) for name, task in TASKS.items() if task.is_edit]

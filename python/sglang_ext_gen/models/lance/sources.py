@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Source pictures and videos as files: limits, checks, decoding.
+
+A source is checked in the user's process before the request is queued, and decoded in
+the worker. Videos are read with PyAV; only the frames that the task samples are kept.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.error import FFmpegError
+from PIL import Image, UnidentifiedImageError
+
+from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.models.lance.visual_input import (
+    flatten_to_rgb,
+    sample_frame_indices,
+)
+
+MAX_PIXELS = 64_000_000  # of a picture or of one frame
+MAX_SIDE_RATIO = 16
+# All frames have to be decoded to find the last one: a minute at 60 a second.
+MAX_VIDEO_FRAMES = 3600
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a source is, without its pixels.
+
+    Args:
+        width: Of the picture or of a frame.
+        height: Likewise.
+        num_frames: 1 for a picture.
+        fps: Average rate; 0 where unknown.
+    """
+
+    width: int
+    height: int
+    num_frames: int = 1
+    fps: float = 0.0
+
+    def sampled_frames(self) -> int:
+        """How many frames a task uses."""
+        if self.num_frames == 1:
+            return 1
+        return len(sample_frame_indices(self.num_frames, self.fps))
+
+
+def probe_image(path: str) -> SourceInfo:
+    """Check a picture file.
+
+    Raises:
+        RequestError: It is missing, unreadable or too large.
+    """
+    image = read_image(path)
+    return SourceInfo(image.width, image.height)
+
+
+def read_image(path: str) -> Image.Image:
+    """An RGB picture.
+
+    Raises:
+        RequestError: See ``probe_image``.
+    """
+    file = _existing("image_path", path)
+    try:
+        with Image.open(file) as image:
+            _check_dimensions("image_path", image.width, image.height)
+            return flatten_to_rgb(image)
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            "image_path", f"{file.name} is not a readable picture ({error})"
+        ) from error
+
+
+def probe_video(path: str) -> SourceInfo:
+    """Check a video file by its packets; no frame is decoded but the first.
+
+    Raises:
+        RequestError: It is missing, unreadable, empty, too long or too large.
+    """
+    file = _existing("video_path", path)
+    try:
+        with av.open(str(file)) as container:
+            stream = _video_stream(container, file)
+            fps = float(stream.average_rate or 0)
+            num_frames = sum(1 for packet in container.demux(stream) if packet.size)
+        with av.open(str(file)) as container:
+            first = next(container.decode(video=0), None)
+    except (FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise _unreadable(file, str(error)) from error
+    if first is None or num_frames == 0:
+        raise _unreadable(file, "it has no frames")
+    if num_frames > MAX_VIDEO_FRAMES:
+        raise RequestError(
+            "video_path",
+            f"{file.name} has {num_frames} frames, at most {MAX_VIDEO_FRAMES} are "
+            "allowed; cut it",
+        )
+    _check_dimensions("video_path", first.width, first.height)
+    return SourceInfo(first.width, first.height, num_frames, fps)
+
+
+def read_video(path: str) -> list[Image.Image]:
+    """The sampled frames of a video, RGB.
+
+    Raises:
+        RequestError: See ``probe_video``; or the video is damaged further on.
+    """
+    info = probe_video(path)
+    indices = sample_frame_indices(info.num_frames, info.fps)
+    wanted, frames = set(indices), {}
+    file = Path(path)
+    try:
+        with av.open(str(file)) as container:
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in wanted:
+                    frames[index] = frame.to_image()
+    except (FFmpegError, OSError, ValueError) as error:
+        raise _unreadable(file, str(error)) from error
+    if len(frames) != len(wanted):
+        raise _unreadable(file, f"{len(wanted) - len(frames)} frames are damaged")
+    return [frames[index] for index in indices]
+
+
+def _existing(field: str, path: str) -> Path:
+    file = Path(path)
+    if "://" in path or path.startswith("data:"):
+        raise RequestError(field, "a URL given, expected a local file")
+    if not file.is_file():
+        raise RequestError(field, f"{path} is not a file")
+    return file
+
+
+def _video_stream(container, file: Path):
+    if not container.streams.video:
+        raise _unreadable(file, "it has no video stream")
+    return container.streams.video[0]
+
+
+def _unreadable(file: Path, reason: str) -> RequestError:
+    return RequestError("video_path", f"{file.name} is not a readable video: {reason}")
+
+
+def _check_dimensions(field: str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise RequestError(
+            field, f"{width}x{height} given, at most {MAX_PIXELS} pixels are allowed"
+        )
+    if max(width, height) > MAX_SIDE_RATIO * min(width, height):
+        raise RequestError(
+            field, f"{width}x{height} given, sides may differ {MAX_SIDE_RATIO} times"
+        )

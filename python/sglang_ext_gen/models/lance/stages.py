@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conditioning, denoising and decoding of Lance as SGLang stages.
+
+What one stage hands to the next: under ``CONDITIONING`` in ``batch.extra`` one
+``LanceConditioning`` for each of the n outputs of a request, then ``batch.latents``
+([n, I, C] float32), then pictures or frames.
+
+Requests that arrive as a group (several prompts, several outputs a prompt) are
+denoised as one batch wherever their plans agree.
+"""
+
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from PIL import Image
+from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
+from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
+from sglang.multimodal_gen.runtime.managers.memory_managers.component_manager import (
+    ComponentUse,
+)
+from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
+    OutputBatch,
+    Req,
+)
+from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
+from sglang.multimodal_gen.runtime.server_args import ServerArgs
+from torch import Tensor, nn
+
+from sglang_ext_gen.models.lance import generation, sources, vae, visual_input
+from sglang_ext_gen.models.lance.generation import LanceConditioning
+from sglang_ext_gen.models.lance.options import LancePlacement
+from sglang_ext_gen.models.lance.packing import Grid, pack_generation, tokenize_prompt
+from sglang_ext_gen.models.lance.pipeline_config import LancePipelineConfig
+from sglang_ext_gen.models.lance.request import LancePlan
+from sglang_ext_gen.models.lance.sampling_params import (
+    LanceSamplingParams,
+    single_path,
+)
+from sglang_ext_gen.models.lance.schedule import Guidance, make_times
+from sglang_ext_gen.models.lance.tasks import Task, Variant
+
+CONDITIONING = "lance_conditioning"
+TRANSFORMERS: dict[Variant, str] = {
+    "Lance_3B": "transformer",
+    "Lance_3B_Video": "transformer_2",
+}
+VISION_TOWERS: dict[Variant, str] = {
+    "Lance_3B": "image_encoder",
+    "Lance_3B_Video": "image_encoder_2",
+}
+
+
+class _LanceStage(PipelineStage):
+    """A stage that knows its modules by component name."""
+
+    def __init__(self, modules: dict[str, nn.Module], placement: LancePlacement):
+        super().__init__()
+        self.modules = modules
+        self.placement = placement
+
+    def component_uses(
+        self, server_args: ServerArgs, stage_name: str | None = None
+    ) -> list[ComponentUse]:
+        """All modules of the stage, for SGLang's placement of components."""
+        name = self._component_stage_name(stage_name)
+        return [
+            ComponentUse(name, component, phase=component, memory_intensive=True)
+            for component in self.modules
+        ]
+
+    def _use(self, name: str) -> AbstractContextManager[Any]:
+        return self.use_declared_component(
+            component_name=name, phase=name, module=self.modules[name]
+        )
+
+    def _variant(self, batch: Req, task: Task) -> Variant:
+        # SGLang's warm-up is always t2i; any weights do for it.
+        if batch.is_warmup and task.name not in self.placement.variants:
+            return self.placement.loaded()[0]
+        return self.placement.variant_of(task)
+
+
+class LanceConditioningStage(_LanceStage):
+    """Prompt and source -> tokens, vision features, source latents."""
+
+    def __init__(
+        self,
+        tokenizer: object,
+        modules: dict[str, nn.Module],
+        placement: LancePlacement,
+    ) -> None:
+        super().__init__(modules, placement)
+        self.tokenizer = tokenizer
+
+    @property
+    def role_affinity(self) -> RoleType:
+        """Which disaggregated role runs this stage."""
+        return RoleType.ENCODER
+
+    @torch.no_grad()
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        """Set ``batch.extra[CONDITIONING]``."""
+        plan = plan_of(batch)
+        task = plan.task
+        tokens = tokenize_prompt(self.tokenizer, plan.system_prompt, batch.prompt)
+        seeds = output_seeds(batch)
+        features, vision_grid = None, None
+        latents: list[Tensor | None] = [None] * len(seeds)
+        if task.source is not None:
+            frames = (
+                [sources.read_image(single_path(batch.image_path))]
+                if task.source == "image"
+                else sources.read_video(single_path(batch.video_path))
+            )
+            latents = [*self._encode_source(frames, plan, seeds)]
+            if task.is_edit:
+                name = VISION_TOWERS[self._variant(batch, task)]
+                features, vision_grid = self._see(frames, plan, name)
+        config = server_args.pipeline_config
+        assert isinstance(config, LancePipelineConfig)
+        packed = pack_generation(
+            tokens,
+            target=plan.latent_grid,
+            vision=vision_grid,
+            source=plan.latent_grid if task.is_edit else None,
+            numbering=config.uncond_positions,
+        )
+        batch.extra[CONDITIONING] = [
+            LanceConditioning(packed, features, source, task.pins_first_frame)
+            for source in latents
+        ]
+        return batch
+
+    def _encode_source(
+        self, frames: Sequence[Image.Image], plan: LancePlan, seeds: Sequence[int]
+    ) -> Iterator[Tensor]:
+        """Latents of the source, one sample an output."""
+        pixels = visual_input.vae_pixels(frames, plan.resolution)
+        height, width = pixels.shape[-2:]
+        assert (height, width) == (plan.height, plan.width), "measured before queueing"
+        grid = plan.latent_grid
+        if plan.task.pins_first_frame:
+            grid = (1, grid[1], grid[2])
+        with self._use("vae") as module:
+            posterior = vae.encode(module, pixels.to(get_local_torch_device()))
+        for seed in seeds:
+            noise = None
+            if plan.source_latents == "sample":
+                noise = generation.draw_posterior_noise(seed, grid)
+            yield posterior.latents(noise)
+
+    def _see(
+        self, frames: Sequence[Image.Image], plan: LancePlan, name: str
+    ) -> tuple[Tensor, Grid]:
+        with self._use(name) as vision:
+            patches, grid = visual_input.vit_patches(
+                frames, plan.resolution, vision.config
+            )
+            features = vision(patches.to(get_local_torch_device()), grid)
+            merge = vision.config.spatial_merge_size
+        return features, (grid[0], grid[1] // merge, grid[2] // merge)
+
+
+class LanceDenoisingStage(_LanceStage):
+    """Noise -> latents, against the key/value prefix of each branch."""
+
+    @property
+    def role_affinity(self) -> RoleType:
+        """Which disaggregated role runs this stage."""
+        return RoleType.DENOISER
+
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        """Set ``batch.latents`` to [n, I, C] float32, n outputs."""
+        self._denoise([batch])
+        return batch
+
+    def run_grouped_requests(
+        self, batches: list[Req], server_args: ServerArgs
+    ) -> list[Req]:
+        """Denoise requests of equal plan as one batch."""
+        groups: dict[Hashable, list[Req]] = {}
+        for batch in batches:
+            groups.setdefault(plan_of(batch), []).append(batch)
+        for group in groups.values():
+            start = time.perf_counter()
+            self._denoise(group)
+            for batch in group:
+                assert batch.metrics is not None, "every request has them"
+                batch.metrics.record_stage(
+                    self._active_profile_stage_name(), time.perf_counter() - start
+                )
+        return batches
+
+    def _denoise(self, batches: list[Req]) -> None:
+        leader = batches[0]
+        plan = plan_of(leader)
+        device = get_local_torch_device()
+        conditionings = [c for batch in batches for c in batch.extra.pop(CONDITIONING)]
+        seeds = [seed for batch in batches for seed in output_seeds(batch)]
+        latents = torch.cat(
+            [
+                generation.initial_latents(conditioning, seed)
+                for conditioning, seed in zip(conditionings, seeds, strict=True)
+            ]
+        ).to(device)
+        times = make_times(plan.num_inference_steps, plan.timestep_shift)
+        trajectory: list[Tensor] = []
+        name = TRANSFORMERS[self._variant(leader, plan.task)]
+        with (
+            self.progress_bar(total=plan.num_inference_steps, batch=leader) as bar,
+            self._use(name) as transformer,
+        ):
+
+            def on_step(now: Tensor) -> None:
+                if leader.return_trajectory_latents:
+                    trajectory.append(now.cpu())
+                bar.update()
+
+            latents = generation.denoise(
+                transformer, conditionings, latents, times, _guidance(plan), on_step
+            )
+        end = 0
+        for batch in batches:
+            start, end = end, end + batch.num_outputs_per_prompt
+            batch.latents = latents[start:end]
+            if trajectory:
+                steps = [step[start:end] for step in trajectory]
+                batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, I, C]
+                batch.trajectory_timesteps = times[:-1]
+
+
+class LanceDecodingStage(_LanceStage):
+    """Latents -> picture or frames through the VAE."""
+
+    @property
+    def role_affinity(self) -> RoleType:
+        """Which disaggregated role runs this stage."""
+        return RoleType.DECODER
+
+    @torch.no_grad()
+    def forward(self, batch: Req, server_args: ServerArgs) -> OutputBatch:
+        """Decode to [n, 3, H, W], or [n, 3, F, H, W] for videos, in [0, 1]."""
+        plan = plan_of(batch)
+        assert batch.latents is not None, "the denoising stage ran"
+        latents = batch.latents.to(get_local_torch_device())
+        with self._use("vae") as module:
+            # One by one: a video's frames fill the memory already.
+            decoded = [
+                vae.decode(module, o.view(*plan.latent_grid, -1)) for o in latents
+            ]
+        pixels = round_to_levels(torch.cat(decoded))
+        outputs: Any = pixels[:, :, 0] if plan.task.output == "image" else pixels
+        return OutputBatch(
+            output=outputs,
+            metrics=batch.metrics,
+            trajectory_latents=batch.trajectory_latents,
+            trajectory_timesteps=batch.trajectory_timesteps,
+        )
+
+
+def plan_of(batch: Req) -> LancePlan:
+    """The request with all defaults."""
+    assert isinstance(batch.sampling_params, LanceSamplingParams)
+    return batch.sampling_params.plan()
+
+
+def output_seeds(batch: Req) -> list[int]:
+    """Over HTTP one request may have several outputs, from seed on."""
+    return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
+
+
+def round_to_levels(decoded: Tensor) -> Tensor:
+    """Pixels in [0, 1] that SGLang, which truncates, turns into rounded bytes.
+
+    The official code rounds. A quarter of a level above the byte is safe from the
+    rounding error of ``level / 255 * 255``.
+
+    Args:
+        decoded: Float32 in [-1, 1].
+    """
+    levels = ((decoded * 0.5 + 0.5) * 255).round()
+    return ((levels + 0.25) / 255).clamp(0, 1)
+
+
+def _guidance(plan: LancePlan) -> Guidance:
+    return Guidance(
+        scale=plan.guidance_scale,
+        interval=plan.cfg_interval,
+        renorm_type=plan.cfg_renorm_type,
+        renorm_min=plan.cfg_renorm_min,
+    )

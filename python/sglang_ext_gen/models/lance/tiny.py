@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a small Lance checkpoint in the layout of the release.
+
+Both variants, with a vision tower of its own in the video one. All dimensions differ
+from the release; the rotary sections are unequal and key/value heads are fewer than
+heads. What the code fixes stays: 48 latent channels, the VAE's stages.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sglang_ext_gen.models.lance.config import (
+    MAX_LATENT_SIDE,
+    LanceTransformerConfig,
+    LanceVisionConfig,
+)
+from sglang_ext_gen.models.lance.layout import VARIANTS
+from sglang_ext_gen.models.lance.tasks import Variant
+from sglang_ext_gen.models.lance.tensors import (
+    POSITION_TABLE,
+    VaeWidths,
+    transformer_specs,
+    vae_specs,
+    vision_specs,
+)
+from sglang_ext_gen.models.lance.weights import (
+    BUNDLED_VISION,
+    TRANSFORMER_FILES,
+    VAE_PICKLE,
+    VISION_FILE,
+    VISION_FOLDER,
+)
+from sglang_ext_gen.weights.layout import TensorSpec
+from sglang_ext_gen.weights.tiny import (
+    new_folder,
+    random_tensors,
+    write_json,
+    write_tensors,
+)
+from sglang_ext_gen.weights.tiny_tokenizer import write_qwen_tokenizer
+
+_HIDDEN = 64
+_SPARE_TOKENS = 14  # the released vocabulary, too, has rows that no token uses
+_VAE_WIDTHS = VaeWidths(encoder=4, decoder=4)
+
+
+def write_tiny(path: Path, seed: int = 0) -> None:
+    """Write a complete checkpoint; the same seed gives the same tensors.
+
+    Args:
+        path: A new or empty folder.
+        seed: Of the random weights.
+
+    Raises:
+        ConfigError: ``path`` exists and is not an empty folder.
+    """
+    with new_folder(path) as folder:
+        write_json(folder / "config.json", {"checkpoint_directories": list(VARIANTS)})
+        for variant in VARIANTS:
+            _write_variant(folder / variant, variant, seed)
+        config = vision_config()
+        specs = vision_specs(LanceVisionConfig.from_dict(config, "tiny"))
+        write_json(folder / VISION_FOLDER / "config.json", config)
+        tensors = _random(specs, seed, "vision")
+        write_tensors(folder / VISION_FOLDER / VISION_FILE, tensors)
+        torch.save(_random(vae_specs(_VAE_WIDTHS), seed, "vae"), folder / VAE_PICKLE)
+
+
+def _write_variant(folder: Path, variant: Variant, seed: int) -> None:
+    added = write_qwen_tokenizer(folder)
+    config = transformer_config(added)
+    specs = list(transformer_specs(LanceTransformerConfig.from_dict(config, "tiny")))
+    # Rows are cut; they are not read, and their number differs in the release too.
+    specs.append(TensorSpec(POSITION_TABLE, (MAX_LATENT_SIDE, _HIDDEN)))
+    if variant == "Lance_3B_Video":
+        vision = LanceVisionConfig.from_dict(vision_config(), "tiny")
+        specs += vision_specs(vision, BUNDLED_VISION)
+    write_json(folder / "llm_config.json", config)
+    write_tensors(folder / TRANSFORMER_FILES[0], _random(specs, seed, variant))
+
+
+def _random(specs: Any, seed: int, stream: str) -> dict[str, Tensor]:
+    specs = list(specs)
+    # Scales of the VAE's norms have more than one dim, like a filter.
+    gammas = {
+        spec.name: lambda noise: 1 + 0.1 * noise
+        for spec in specs
+        if spec.name.endswith(".gamma")
+    }
+    return random_tensors(specs, seed=seed, streams={stream: 1.0}, adjust=gammas)
+
+
+def transformer_config(added: dict[str, int]) -> dict[str, Any]:
+    """``llm_config.json``; ``added`` are the tokenizer's added tokens."""
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "bos_token_id": added["<|endoftext|>"],
+        "eos_token_id": added["<|im_end|>"],
+        "hidden_act": "silu",
+        "hidden_size": _HIDDEN,
+        "intermediate_size": 96,
+        "max_position_embeddings": 128000,
+        "model_type": "qwen2_5_vl",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "vocab_size": max(added.values()) + 1 + _SPARE_TOKENS,
+    }
+
+
+def vision_config() -> dict[str, Any]:
+    """``Qwen2.5-VL-ViT/config.json``."""
+    return {
+        "depth": 3,
+        "fullatt_block_indexes": [1],
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "in_chans": 3,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": _HIDDEN,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 112,
+    }

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lance over HTTP: a real server, the ``openai`` client, the golden checkpoint."""
+
+import base64
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+import pytest
+from openai import BadRequestError, NotFoundError, OpenAI
+
+from conftest import Golden
+from images import read_rgb
+from server.lance_requests import (
+    MIN_PSNR,
+    request_of,
+    worst_psnr,
+    write_source_video,
+)
+from server.servers import Server
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"seed": 1, "num_inference_steps": 3}
+# H.264 in 4:2:0 loses color detail; the model's own error is far smaller.
+MIN_MP4_PSNR = 20.0
+FLOAT32 = (
+    *("--dit-precision", "fp32"),
+    *("--vae-precision", "fp32"),
+    *("--image-encoder-precision", "fp32"),
+)
+
+
+@pytest.fixture(scope="module")
+def golden(golden_dir: Callable[[str], Path]) -> Golden:
+    return Golden(golden_dir("lance"))
+
+
+@pytest.fixture(scope="module")
+def server(serve: Callable[..., Server], golden: Golden) -> Server:
+    return serve(golden.path / "checkpoint", *FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def openai(server: Server) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def video(golden: Golden, tmp_path_factory) -> Path:
+    return write_source_video(golden, tmp_path_factory.mktemp("video") / "in.mp4")
+
+
+def own_fields(golden: Golden, name: str, video: Path) -> dict[str, Any]:
+    """A case's fields but for prompt, size and sources."""
+    fields = request_of(golden, name, video)
+    for other in ("prompt", "width", "height", "image_path", "video_path"):
+        fields.pop(other, None)
+    return fields
+
+
+def size_of(golden: Golden, name: str) -> str:
+    height, width = golden.json["cases"][name]["output_size_hw"]
+    return f"{width}x{height}"
+
+
+def wait_for(openai: OpenAI, job: Any) -> Any:
+    """Poll a video job to its end; returns it with the progress values seen."""
+    deadline, seen = time.monotonic() + 120, [job.progress]
+    while time.monotonic() < deadline:
+        job = openai.videos.retrieve(job.id)
+        seen.append(job.progress)
+        if job.status in ("completed", "failed"):
+            return job, seen
+        time.sleep(0.02)
+    raise AssertionError(f"no end of {job}")
+
+
+def frames_of(openai: OpenAI, job: Any, folder: Path) -> list[np.ndarray]:
+    file = folder / f"{job.id}.mp4"
+    file.write_bytes(openai.videos.download_content(job.id).read())
+    with av.open(str(file)) as container:
+        assert container.streams.video[0].average_rate == 12
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("name", ["t2i", "t2i_channel_renorm"])
+def test_image_equals_the_official_one(name, openai, golden, video):
+    response = openai.images.generate(
+        prompt=golden.json["cases"][name]["prompt"],
+        size=size_of(golden, name),  # type: ignore[arg-type]
+        output_format="png",
+        response_format="b64_json",
+        extra_body=own_fields(golden, name, video),
+    )
+    [item] = response.data
+    picture = read_rgb(base64.b64decode(item.b64_json))
+    assert worst_psnr(golden, name, [picture]) >= MIN_PSNR
+
+
+def test_edit_equals_the_official_one(openai, golden, video):
+    case = golden.json["cases"]["image_edit"]
+    response = openai.images.edit(
+        image=(golden.path / case["image"]).open("rb"),
+        prompt=case["prompt"],
+        output_format="png",
+        extra_body=own_fields(golden, "image_edit", video),
+    )
+    [item] = response.data
+    picture = read_rgb(base64.b64decode(item.b64_json))
+    assert worst_psnr(golden, "image_edit", [picture]) >= MIN_PSNR
+
+
+def test_text_to_video(openai, golden, video, tmp_path):
+    fields = own_fields(golden, "t2v", video)
+    job = openai.videos.create(
+        prompt=golden.json["cases"]["t2v"]["prompt"],
+        size=size_of(golden, "t2v"),  # type: ignore[arg-type]
+        extra_body=fields,
+    )
+    job, progress = wait_for(openai, job)
+    assert job.status == "completed", job
+    assert progress == sorted(progress)
+    assert progress[-1] == 100
+    frames = frames_of(openai, job, tmp_path)
+    assert worst_psnr(golden, "t2v", frames) >= MIN_MP4_PSNR
+
+
+@pytest.mark.parametrize("name", ["i2v", "video_edit"])
+def test_video_with_a_source(name, openai, golden, video, tmp_path):
+    case = golden.json["cases"][name]
+    source = video if name == "video_edit" else golden.path / case["image"]
+    job = openai.videos.create(
+        prompt=case["prompt"],
+        input_reference=source.open("rb"),
+        extra_body=own_fields(golden, name, video),
+    )
+    job, _ = wait_for(openai, job)
+    assert job.status == "completed", job
+    frames = frames_of(openai, job, tmp_path)
+    assert worst_psnr(golden, name, frames) >= MIN_MP4_PSNR
+
+
+def test_progress_is_reported_step_by_step(openai):
+    fields = {"num_frames": 5, "num_inference_steps": 150, "seed": 1}
+    job = openai.videos.create(prompt="waves", size="64x48", extra_body=fields)
+    _, progress = wait_for(openai, job)
+    between = {value for value in progress if 0 < value < 100}
+    assert len(between) >= 3
+
+
+def test_n_outputs_have_the_seeds_that_follow(openai):
+    def pictures(**fields: Any) -> list[np.ndarray]:
+        response = openai.images.generate(
+            prompt="a cat", size="64x48", output_format="png", extra_body=fields
+        )
+        return [read_rgb(base64.b64decode(item.b64_json)) for item in response.data]
+
+    both = pictures(n=2, **SMALL)
+    [second] = pictures(**{**SMALL, "seed": 2})
+    assert len(both) == 2
+    assert np.abs(both[1].astype(int) - second.astype(int)).max() <= 1
+
+
+def test_uploads_are_deleted(openai, golden, video):
+    def folders() -> set[Path]:
+        return set(Path(tempfile.gettempdir()).glob("sglang-ext-gen-upload-*"))
+
+    before = folders()
+    job = openai.videos.create(
+        prompt="x",
+        input_reference=video.open("rb"),
+        extra_body={"resolution": "video_192p", "num_inference_steps": 2},
+    )
+    assert wait_for(openai, job)[0].status == "completed"
+    with pytest.raises(BadRequestError):
+        openai.videos.create(prompt="x", input_reference=b"no media")
+    deadline = time.monotonic() + 10
+    while folders() - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not folders() - before
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "message"),
+    [
+        ("images", {"prompt": ""}, "prompt: missing or empty"),
+        ("images", {"size": "65x64"}, "size: width 65 given"),
+        ("images", {"size": "2048x2048"}, "size: width 2048 given"),
+        ("images", {"task_type": "t2v"}, "T2V"),
+        ("images", {"image_path": "/etc/passwd"}, "image_path: unknown field"),
+        ("images", {"cfg_interval": [0.9, 0.1]}, "cfg_interval"),
+        ("images", {"surprise": 1}, "surprise: unknown field"),
+        ("videos", {"num_frames": 0}, "num_frames: 0 given"),
+        ("videos", {"num_frames": 10_000}, "num_frames: 10000 given"),
+        ("videos", {"seconds": 60}, "seconds: 60 given"),
+        ("videos", {"seconds": "4", "num_frames": 9}, "choose one"),
+        ("videos", {"task_type": "i2v"}, "image_path: missing"),
+        ("videos", {"video_path": "/etc/passwd"}, "video_path: unknown field"),
+        ("videos", {"video_url": "http://127.0.0.1/"}, "video_url: unknown field"),
+    ],
+)
+def test_bad_field_is_refused_by_name(route, fields, message, server):
+    path = {"images": "/v1/images/generations", "videos": "/v1/videos"}[route]
+    response = httpx.post(server.url + path, json={"prompt": "a cat", **fields})
+    assert response.status_code == 400, response.text
+    assert message in response.json()["error"]["message"]
+
+
+def test_bad_uploads_are_refused(server, golden, tmp_path):
+    def post(path: str, files: Any, **fields: Any) -> str:
+        response = httpx.post(server.url + path, data=fields, files=files)
+        assert response.status_code == 400, response.text
+        return response.json()["error"]["message"]
+
+    picture = (golden.path / "input_image.png").read_bytes()
+    edits, videos = "/v1/images/edits", "/v1/videos"
+    ask = {"prompt": "x"}
+    noise = {"image": ("a.png", b"noise")}
+    assert "not a readable picture" in post(edits, noise, **ask)
+    two = [("image[]", ("a.png", picture)), ("image[]", ("b.png", picture))]
+    assert "2 files given, expected one" in post(edits, two, **ask)
+    assert "a file given" in post(edits, {"mask": ("m.png", picture)}, **ask)
+    assert "image: missing" in post(edits, {"": ("", b"")}, **ask)
+    assert "takes the size of its source" in post(
+        edits, {"image": ("a.png", picture)}, size="64x64", **ask
+    )
+    clip = {"input_reference": ("a.mp4", b"noise")}
+    assert "not a readable video" in post(videos, clip, **ask)
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_unknown_model_and_unknown_job(openai):
+    with pytest.raises(NotFoundError):
+        openai.images.generate(prompt="x", model="gpt-image-1")
+    with pytest.raises(NotFoundError):
+        openai.videos.retrieve("no-such-job")
