@@ -31,6 +31,8 @@ class Hook:
         runtime: ``diffusion`` hooks are applied in every process of the diffusion
             runtime, ``cli`` hooks in the process of ``sglang serve`` before it knows
             which runtime a model needs.
+        device: ``cpu`` hooks are applied only where the diffusion runtime uses the
+            CPU.
         reason: Why stock's behaviour is not enough.
         remove_when: What would make the hook unnecessary.
     """
@@ -41,9 +43,11 @@ class Hook:
     runtime: Runtime
     reason: str
     remove_when: str
+    device: Literal["any", "cpu"] = "any"
 
 
 _ENTRYPOINTS = "sglang.multimodal_gen.runtime.entrypoints"
+_LAYERNORM = "sglang.multimodal_gen.runtime.layers.layernorm"
 
 HOOKS: tuple[Hook, ...] = (
     Hook(
@@ -82,6 +86,25 @@ HOOKS: tuple[Hook, ...] = (
         reason="sglang serve chooses the runtime before it loads diffusion plugins.",
         remove_when="sglang serve loads diffusion plugins before it chooses.",
     ),
+    Hook(
+        target=f"{_LAYERNORM}._NormScaleShift.forward_cpu",
+        kind="around",
+        replacement="sglang_ext_gen.platforms.cpu_norms:norm_scale_shift",
+        runtime="diffusion",
+        device="cpu",
+        reason="The published x86 wheel lacks fused_norm_scale_shift_cpu, so stock's "
+        "Qwen-Image fails at its first step on a CPU.",
+        remove_when="The wheel has the kernel, or the layer goes on without it.",
+    ),
+    Hook(
+        target=f"{_LAYERNORM}._ScaleResidualNormScaleShift.forward_cpu",
+        kind="around",
+        replacement="sglang_ext_gen.platforms.cpu_norms:scale_residual_norm_scale_shift",
+        runtime="diffusion",
+        device="cpu",
+        reason="As above, for fused_scale_residual_norm_scale_shift_cpu.",
+        remove_when="As above.",
+    ),
 )
 
 
@@ -99,7 +122,7 @@ def register_hooks(runtime: Runtime, rows: tuple[Hook, ...] = HOOKS) -> None:
 
     registry = _registry(runtime)
     for hook in rows:
-        if hook.runtime != runtime:
+        if hook.runtime != runtime or not _is_wanted_here(hook):
             continue
         _keep_cache_methods(_find(hook.target))
         registry.register(hook.target, resolve(hook.replacement), HookType(hook.kind))
@@ -108,8 +131,20 @@ def register_hooks(runtime: Runtime, rows: tuple[Hook, ...] = HOOKS) -> None:
 def applied_hooks(runtime: Runtime) -> dict[str, bool]:
     """Target of each row of one runtime -> whether it is in force in this process."""
     patched = _registry(runtime)._patched
-    targets = (hook.target for hook in HOOKS if hook.runtime == runtime)
+    targets = (
+        hook.target
+        for hook in HOOKS
+        if hook.runtime == runtime and _is_wanted_here(hook)
+    )
     return {target: target in patched for target in targets}
+
+
+def _is_wanted_here(hook: Hook) -> bool:
+    if hook.device == "any":
+        return True
+    from sglang.multimodal_gen.runtime.platforms import current_platform
+
+    return current_platform.is_cpu()
 
 
 def _registry(runtime: Runtime) -> "type[HookRegistry]":

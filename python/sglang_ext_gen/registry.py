@@ -63,6 +63,7 @@ class ModelFamily:
 
 
 _IDEOGRAM4 = "sglang_ext_gen.models.ideogram4"
+_QWEN_IMAGE = "sglang_ext_gen.models.qwen_image"
 
 FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
@@ -78,6 +79,38 @@ FAMILIES: tuple[ModelFamily, ...] = (
         write_tiny=f"{_IDEOGRAM4}.tiny:write_tiny",
         demo_requests=f"{_IDEOGRAM4}.demo:demo_requests",
         hf_model_paths=("ideogram-ai/ideogram-4-fp8",),
+    ),
+    ModelFamily(
+        name="qwen_image",
+        title="Qwen-Image",
+        pipeline=f"{_QWEN_IMAGE}.pipeline:QwenImageExtPipeline",
+        pipeline_config=f"{_QWEN_IMAGE}.pipeline_config:QwenImageExtPipelineConfig",
+        sampling_params=f"{_QWEN_IMAGE}.sampling_params:QwenImageExtSamplingParams",
+        request_fields=f"{_QWEN_IMAGE}.request:REQUEST_FIELDS",
+        check_request=f"{_QWEN_IMAGE}.request:check_request",
+        check_checkpoint=f"{_QWEN_IMAGE}.layout:check_checkpoint",
+        recognises=f"{_QWEN_IMAGE}.layout:recognises",
+        write_tiny=f"{_QWEN_IMAGE}.tiny:write_tiny",
+        demo_requests=f"{_QWEN_IMAGE}.demo:demo_requests",
+        hf_model_paths=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
+    ),
+    ModelFamily(
+        name="qwen_image_edit",
+        title="Qwen-Image-Edit",
+        pipeline=f"{_QWEN_IMAGE}.pipeline:QwenImageEditExtPipeline",
+        pipeline_config=f"{_QWEN_IMAGE}.pipeline_config:QwenImageEditExtPipelineConfig",
+        sampling_params=f"{_QWEN_IMAGE}.sampling_params:QwenImageEditExtSamplingParams",
+        request_fields=f"{_QWEN_IMAGE}.request:EDIT_REQUEST_FIELDS",
+        check_request=f"{_QWEN_IMAGE}.request:check_edit_request",
+        check_checkpoint=f"{_QWEN_IMAGE}.layout:check_checkpoint",
+        recognises=f"{_QWEN_IMAGE}.layout:recognises_edit",
+        write_tiny=f"{_QWEN_IMAGE}.tiny:write_tiny_edit",
+        demo_requests=f"{_QWEN_IMAGE}.demo:edit_demo_requests",
+        hf_model_paths=(
+            "Qwen/Qwen-Image-Edit",
+            "Qwen/Qwen-Image-Edit-2509",
+            "Qwen/Qwen-Image-Edit-2511",
+        ),
     ),
 )
 

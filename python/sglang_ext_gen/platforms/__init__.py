@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What SGLang needs to run where it was not meant to."""
