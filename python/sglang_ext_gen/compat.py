@@ -43,6 +43,9 @@ STOCK: dict[str, dict[str, str]] = {
         "_replace_sampling_params_for_prompt": "sampling_params_orig prompt "
         "output_file_name image_path",
     },
+    f"{_ENTRYPOINTS}.http_server": {
+        "create_app": "server_args worker_pids disagg_server",
+    },
     f"{_ENTRYPOINTS}.utils": {
         "GenerationResult": "samples frames audio prompt_index output_file_path",
         "RequestOutput": "request request_index",

@@ -31,13 +31,34 @@ DISABLE = EnvironmentVariable(
     effect="Leaves these families to stock SGLang, as if this package lacked them.",
 )
 
-VARIABLES: tuple[EnvironmentVariable, ...] = (DISABLE,)
+ALLOW_CONTROL_ROUTES = EnvironmentVariable(
+    name="SGLANG_EXT_GEN_ALLOW_CONTROL_ROUTES",
+    kind="0 or 1",
+    default="0",
+    effect="Opens the HTTP routes that change weights, adapters or memory of a "
+    "running server. Some load what a client names: for trusted networks only.",
+)
+
+VARIABLES: tuple[EnvironmentVariable, ...] = (DISABLE, ALLOW_CONTROL_ROUTES)
 
 
 def disabled_families(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Names given in ``SGLANG_EXT_GEN_DISABLE``, unchecked."""
     names = environ.get(DISABLE.name, DISABLE.default).split(",")
     return tuple(name.strip() for name in names if name.strip())
+
+
+def allows_control_routes(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether ``SGLANG_EXT_GEN_ALLOW_CONTROL_ROUTES`` is 1.
+
+    Raises:
+        ConfigError: It is neither 0 nor 1.
+    """
+    name = ALLOW_CONTROL_ROUTES.name
+    value = environ.get(name, ALLOW_CONTROL_ROUTES.default)
+    if value not in ("0", "1"):
+        raise ConfigError(f"{name}: {value!r} given, expected 0 or 1")
+    return value == "1"
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:

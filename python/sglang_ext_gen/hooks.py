@@ -79,6 +79,27 @@ HOOKS: tuple[Hook, ...] = (
         remove_when="generate raises the worker's error and groups its prompts.",
     ),
     Hook(
+        target=f"{_ENTRYPOINTS}.http_server.create_app",
+        kind="after",
+        replacement="sglang_ext_gen.serving.routes:install",
+        runtime="diffusion",
+        reason="Stock clamps or ignores fields of a request that it does not "
+        "understand, lets a client name paths on the server, and answers failures in "
+        "four formats.",
+        remove_when="create_app takes middleware, and requests are checked by the "
+        "model's own table of fields.",
+    ),
+    Hook(
+        target=f"{_ENTRYPOINTS}.http_server.create_app",
+        kind="after",
+        replacement="sglang_ext_gen.serving.routes:install",
+        runtime="diffusion",
+        reason="Stock clamps, floors or ignores what it does not understand, answers "
+        "a failure with a bare 500, and leaves routes open that go round our checks.",
+        remove_when="Stock validates requests by the model's own fields before it "
+        "queues them, and answers failures in OpenAI's format.",
+    ),
+    Hook(
         target="sglang.cli.utils.get_is_diffusion_model",
         kind="around",
         replacement="sglang_ext_gen.resolution:get_is_diffusion_model",

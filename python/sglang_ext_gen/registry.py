@@ -10,12 +10,10 @@ import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import ConfigError
-
-Door = Literal["python", "http", "cli"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ class ModelFamily:
         pipeline_config: SGLang pipeline config class.
         sampling_params: SGLang sampling params class.
         request_fields: Tuple of ``RequestField``; imports neither torch nor SGLang.
+        load_options: Tuple of ``RequestField`` for the fields of the pipeline config
+            that a user may set; same imports.
         check_request: Function from given fields to checked ones; same imports.
         check_checkpoint: Function from a local directory to a list of problems.
         recognises: Function that says whether a local directory holds a checkpoint
@@ -39,7 +39,7 @@ class ModelFamily:
         demo_requests: Function from no arguments to a list of requests to show.
         hf_model_paths: Hugging Face ids that are this family's, whatever stock
             SGLang would do with them.
-        doors: Where the family can be used.
+        http_routes: POST routes of the server that the family serves.
     """
 
     name: str
@@ -48,13 +48,14 @@ class ModelFamily:
     pipeline_config: str
     sampling_params: str
     request_fields: str
+    load_options: str
     check_request: str
     check_checkpoint: str
     recognises: str
     write_tiny: str
     demo_requests: str
     hf_model_paths: tuple[str, ...]
-    doors: tuple[Door, ...] = ("python", "http", "cli")
+    http_routes: tuple[str, ...]
 
     @property
     def pipeline_name(self) -> str:
@@ -73,12 +74,14 @@ FAMILIES: tuple[ModelFamily, ...] = (
         pipeline_config=f"{_IDEOGRAM4}.pipeline_config:Ideogram4FP8PipelineConfig",
         sampling_params=f"{_IDEOGRAM4}.sampling_params:Ideogram4FP8SamplingParams",
         request_fields=f"{_IDEOGRAM4}.request:REQUEST_FIELDS",
+        load_options=f"{_IDEOGRAM4}.options:LOAD_OPTIONS",
         check_request=f"{_IDEOGRAM4}.request:check_request",
         check_checkpoint=f"{_IDEOGRAM4}.layout:check_checkpoint",
         recognises=f"{_IDEOGRAM4}.layout:recognises",
         write_tiny=f"{_IDEOGRAM4}.tiny:write_tiny",
         demo_requests=f"{_IDEOGRAM4}.demo:demo_requests",
         hf_model_paths=("ideogram-ai/ideogram-4-fp8",),
+        http_routes=("/v1/images/generations",),
     ),
     ModelFamily(
         name="qwen_image",

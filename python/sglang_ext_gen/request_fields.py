@@ -105,7 +105,7 @@ class RequestField:
     def _check_number(self, item: Any, value: Any) -> int | float:
         # bool is an int in Python, but never a number that a user meant.
         is_number = isinstance(item, (int, float)) and not isinstance(item, bool)
-        if not is_number or not math.isfinite(item):
+        if not is_number or not _is_finite(item):
             raise self._refuse(value)
         if self.kind == "int" and item != int(item):
             raise self._refuse(value)
@@ -126,6 +126,14 @@ class RequestField:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return RequestError(self.name, f"{shown} given, expected {self.allowed()}")
+
+
+def _is_finite(number: int | float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        # An integer beyond the range of float is beyond that of every field.
+        return False
 
 
 def refuse_unknown_fields(given: Iterable[str], known: Iterable[str]) -> None:

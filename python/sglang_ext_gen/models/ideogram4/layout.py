@@ -107,6 +107,21 @@ class ComponentSummary:
     names: Names | None
 
 
+def recognises(path: Path) -> bool:
+    """Whether a folder is a checkpoint of this family, complete or not.
+
+    Conversions with a ``quantization_config`` (NF4) are stock SGLang's.
+    """
+    index = _read_or_empty(path / "model_index.json")
+    transformer = _read_or_empty(path / "transformer" / "config.json")
+    _, classes = COMPONENTS["transformer"]
+    is_ideogram = (
+        index.get("_class_name") == PIPELINE_CLASS
+        or transformer.get("_class_name") in classes
+    )
+    return is_ideogram and "quantization_config" not in transformer
+
+
 def inspect(path: Path) -> tuple[ComponentSummary, ...]:
     """What the weights of a checkpoint are, one summary per component on disk.
 
@@ -316,6 +331,13 @@ def _read_token_ids(file: Path) -> dict[str, int]:
         return {**tokenizer["model"]["vocab"], **added}
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{_short(file)} has no vocabulary: {error}") from error
+
+
+def _read_or_empty(file: Path) -> Config:
+    try:
+        return read_json(file)
+    except CheckpointError:
+        return {}
 
 
 def _expect(config: Config, key: str, value: Any, file: Path) -> list[str]:

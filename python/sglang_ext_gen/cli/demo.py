@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sglang-ext-gen demo``: a tiny checkpoint, a real run, a picture, the times."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sglang_ext_gen.cli import running
+from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.registry import FAMILIES, ModelFamily, find_family, resolve
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    names = ", ".join(family.name for family in FAMILIES)
+    parser = argparse.ArgumentParser(
+        prog="sglang-ext-gen demo",
+        description="Write a tiny random checkpoint in the released layout and run it "
+        "through SGLang's DiffGenerator on whatever device there is, the CPU included. "
+        "The weights are random, so the pictures are noise; the path is the real one.",
+        epilog="Other flags are passed on to SGLang, for example --num-gpus 2.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "family",
+        metavar="FAMILY",
+        nargs="?",
+        default=FAMILIES[0].name,
+        help=f"one of: {names} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/demo"),
+        metavar="DIR",
+        help="for the checkpoint and the pictures (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    arguments, sglang_arguments = parser.parse_known_args(argv)
+    family = find_family(arguments.family)
+    requests = _requests(family, arguments.steps)
+    checkpoint = _checkpoint(family, arguments.output / f"{family.name}-tiny")
+    lines = []
+    with running.started_generator(
+        family, str(checkpoint), {}, sglang_arguments
+    ) as generator:
+        for number, request in enumerate(requests, start=1):
+            target = arguments.output / f"{family.name}-{number}.png"
+            fields = {**request, **running.output_fields(str(target))}
+            description = running.describe(running.run_request(generator, fields))
+            lines.append(running.report(description))
+    print("\n".join(lines))
+    return 0
+
+
+def _requests(family: ModelFamily, steps: int | None) -> list[dict[str, Any]]:
+    requests = resolve(family.demo_requests)()
+    if steps is not None:
+        requests = [{**request, "num_inference_steps": steps} for request in requests]
+    return [resolve(family.check_request)(request) for request in requests]
+
+
+def _checkpoint(family: ModelFamily, path: Path) -> Path:
+    """The tiny checkpoint in ``path``: written now, or by an earlier demo."""
+    if not path.exists():
+        print(f"writing a tiny {family.title} checkpoint to {path}")
+        resolve(family.write_tiny)(path)
+    problems = resolve(family.check_checkpoint)(path)
+    if problems:
+        raise ConfigError(f"{path} is damaged ({problems[0]}); delete it and try again")
+    return path

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``sglang-ext-gen generate``: one request, from flags to files.
+
+Which flags there are depends on the model, so MODEL comes first.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sglang_ext_gen.cli import flags, running
+from sglang_ext_gen.errors import ConfigError, RequestError
+from sglang_ext_gen.registry import (
+    ModelFamily,
+    enabled_families,
+    family_of,
+    resolve,
+)
+
+_DESCRIPTION = """\
+Generate from the command line. MODEL is a local checkpoint or a Hugging Face id.
+
+Any other flag of SGLang's diffusion server is passed on, for example --num-gpus 2
+--tp-size 2, --ulysses-degree 2 or --enable-cfg-parallel; all of them are listed by
+`sglang serve --model-type diffusion --help`.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    has_model = bool(argv) and not argv[0].startswith("-")
+    family = _find(argv[0]) if has_model else None
+    parser = _parser((family,) if family else enabled_families())
+    arguments, sglang_arguments = parser.parse_known_args(argv)
+    if family is None:
+        parser.error(
+            "MODEL must come first: sglang-ext-gen generate MODEL --prompt ..."
+        )
+
+    request = _request(arguments, family)
+    load_options = flags.load_values(arguments, resolve(family.load_options))
+    sglang_arguments += flags.precision_arguments(arguments.precision)
+    if not arguments.json:
+        description = _run(arguments, family, request, load_options, sglang_arguments)
+        print(running.report(description))
+        return 0
+    with running.stdout_to_stderr() as stdout:
+        description = _run(arguments, family, request, load_options, sglang_arguments)
+        os.write(stdout, (json.dumps(description, ensure_ascii=False) + "\n").encode())
+    return 0
+
+
+def _find(model: str) -> ModelFamily:
+    family = family_of(model)
+    if family is None:
+        titles = ", ".join(family.title for family in enabled_families())
+        what = (
+            "a folder without a" if Path(model).is_dir() else "neither a folder nor a"
+        )
+        raise ConfigError(
+            f"{model} is {what} checkpoint known here ({titles}); for other models use "
+            "`sglang generate`"
+        )
+    return family
+
+
+def _parser(families: tuple[ModelFamily, ...]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sglang-ext-gen generate",
+        usage="sglang-ext-gen generate MODEL --prompt TEXT [flags] [SGLang's flags]",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        # Two families may have a request field of the same name.
+        conflict_handler="resolve",
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?")
+    parser.add_argument(
+        "--output",
+        default="outputs",
+        metavar="PATH",
+        help="a directory, or the name of a .png, .jpg, .webp or .mp4 file "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prompt-file",
+        type=argparse.FileType(encoding="utf-8"),
+        metavar="FILE",
+        help="read one prompt from a file, - for stdin; handy for JSON captions",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object; the log is on stderr",
+    )
+    flags.add_precision_flag(parser)
+    for family in families:
+        flags.add_request_flags(parser, family.title, resolve(family.request_fields))
+        flags.add_load_flags(parser, family.title, resolve(family.load_options))
+    return parser
+
+
+def _request(arguments: argparse.Namespace, family: ModelFamily) -> dict[str, Any]:
+    """The checked request fields.
+
+    Raises:
+        RequestError: Names the field and what is allowed.
+    """
+    fields = resolve(family.request_fields)
+    values = flags.request_values(arguments, fields)
+    if arguments.prompt_file is not None:
+        if "prompt" in values:
+            raise RequestError(
+                "prompt", "given together with --prompt-file; choose one"
+            )
+        values["prompt"] = arguments.prompt_file.read().strip()
+    return resolve(family.check_request)(values)
+
+
+def _run(
+    arguments: argparse.Namespace,
+    family: ModelFamily,
+    request: dict[str, Any],
+    load_options: dict[str, Any],
+    sglang_arguments: list[str],
+) -> dict[str, Any]:
+    outputs = running.output_fields(arguments.output)
+    with running.started_generator(
+        family, arguments.model, load_options, sglang_arguments
+    ) as generator:
+        description = running.describe(
+            running.run_request(generator, {**request, **outputs})
+        )
+    return {
+        "model": arguments.model,
+        "family": family.name,
+        "request": request,
+        **description,
+    }

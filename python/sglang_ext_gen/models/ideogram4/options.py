@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an Ideogram 4 checkpoint may be loaded: options of the pipeline config.
+
+One table for Python (``from_pretrained(fp8_mode=...)``), ``sglang-ext-gen`` and
+``sglang serve``. Imports neither torch nor SGLang.
+"""
+
+from sglang_ext_gen.request_fields import RequestField
+
+LOAD_OPTIONS: tuple[RequestField, ...] = (
+    RequestField(
+        "fp8_mode",
+        "str",
+        "FP8 weights: kept and dequantised inside each GEMM (resident, the default), "
+        "dequantised once (expanded), or FP8 activations too (w8a8, CUDA only).",
+        choices=("resident", "expanded", "w8a8"),
+    ),
+    RequestField(
+        "load_unconditional",
+        "bool",
+        "Leave the unconditional transformer on disk: half the memory, guidance 1 "
+        "only.",
+    ),
+)

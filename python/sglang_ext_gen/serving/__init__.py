@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP door: what stands between a client and SGLang's diffusion server.
+
+Stock clamps, floors or ignores what it does not understand, answers failures in
+three formats and lets a client name paths on the server. For our families a request
+is refused early, in OpenAI's error format, or it means exactly what it says.
+
+    limits.py        sizes and times, one place
+    served_model.py  which family this server runs, and its rules
+    bodies.py        bytes -> one JSON object
+    images.py        JSON object -> checked fields of an image request
+    replies.py       refusals and failures in OpenAI's error format
+    routes.py        the middleware that ties them together, and its installation
+
+Nothing here imports torch or SGLang.
+"""

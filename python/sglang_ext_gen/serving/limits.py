@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits of the HTTP door that hold for every family.
+
+Limits of a single request field (size, steps, ``n``, prompt length) belong to the
+family: ``models/<family>/request.py``.
+"""
+
+# The longest prompt that any family takes is 65,536 characters; written as JSON
+# escapes it is at most 12 bytes a character, 786 kB.
+MAX_JSON_BODY_BYTES = 1 << 20
+
+# A refused body is read to its end, and thrown away, up to this many bytes: a client
+# that is still sending when the connection closes may never see the answer.
+MAX_DISCARDED_BODY_BYTES = 64 << 20
+
+# From the head of a request to the end of its body. A client that stalls must not
+# hold a connection for ever; 1 MiB in 30 s is 35 kB/s.
+MAX_BODY_SECONDS = 30.0
+
+# Names and values that a client sent are cut to this many characters in a message.
+MAX_ECHOED_CHARACTERS = 60

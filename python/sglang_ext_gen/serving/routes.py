@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The middleware in front of stock's routes, and which routes stay open.
+
+It sits innermost, next to the router: CORS headers, metrics and the wait for the
+warm-up apply to refusals as to everything else. It lets reading requests pass, checks
+those routes that the family serves, and refuses every other route that runs or changes
+something, because stock's other routes would go round the checks.
+"""
+
+import json
+import logging
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sglang_ext_gen import envs
+from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.serving import bodies, images, limits
+from sglang_ext_gen.serving.replies import OpenAIErrors, Refusal, shorten
+from sglang_ext_gen.serving.served_model import ServedModel, ServerArgs, served_model
+
+logger = logging.getLogger(__name__)
+
+_READING = ("GET", "HEAD", "OPTIONS")
+
+# Stock routes for the operator. Some load weights or adapters from a path that the
+# client names, one unpickles what the client sends.
+CONTROL_ROUTES = frozenset(
+    {
+        "/get_weights_checksum",
+        "/release_memory_occupation",
+        "/resume_memory_occupation",
+        "/update_weights_from_disk",
+        "/update_weights_from_tensor",
+        "/update_weights_from_tensor_checker",
+        "/v1/merge_lora_weights",
+        "/v1/set_lora",
+        "/v1/unmerge_lora_weights",
+    }
+)
+
+
+def install(app: Starlette, server_args: ServerArgs, **_: Any) -> None:
+    """Put the guard into stock's application if it serves one of our families.
+
+    A hook that runs after ``create_app``, with its result and its arguments.
+    """
+    model = served_model(server_args)
+    if model is None:
+        return
+    # add_middleware would put it outermost, where CORS does not reach its refusals.
+    app.user_middleware.append(Middleware(RequestGuard, model=model))
+    logger.info("Requests for %s are checked before they are queued", model.title)
+
+
+class RequestGuard:
+    """ASGI middleware: checks requests, restates errors.
+
+    Args:
+        app: What runs a request that passes.
+        model: The model behind this server.
+    """
+
+    def __init__(self, app: ASGIApp, model: ServedModel) -> None:
+        self._app = app
+        self._model = model
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            # Closing before accepting is answered with HTTP 403.
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        reply = OpenAIErrors(send, self._model.fields)
+        try:
+            scope, receive = await self._admit(scope, receive)
+            await self._app(scope, receive, reply)
+        except ClientDisconnect:
+            logger.info("%s %s: the client left", scope["method"], scope["path"])
+        except RequestError as error:
+            await reply.refuse(Refusal(400, str(error), param=error.field))
+        except Refusal as refusal:
+            await reply.refuse(refusal)
+        except Exception as error:
+            if reply.has_sent:
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await reply.fail(error)
+
+    async def _admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """Check a request; returns it in the form that stock shall see."""
+        method, path = scope["method"], scope["path"]
+        headers = Headers(scope=scope)
+        if path in self._model.routes and method == "POST":
+            return await self._checked_image_request(scope, receive)
+        if path in self._model.routes and method != "OPTIONS":
+            await bodies.discard_body(headers, receive)
+            raise Refusal(
+                405,
+                f"{method} given, expected POST",
+                code="method_not_allowed",
+                headers=(("allow", "POST"),),
+            )
+        if method in _READING:
+            return scope, receive
+        if path in CONTROL_ROUTES and self._model.allows_control:
+            return scope, receive
+        await bodies.discard_body(headers, receive)
+        raise self._closed_route(method, path)
+
+    async def _checked_image_request(
+        self, scope: Scope, receive: Receive
+    ) -> tuple[Scope, Receive]:
+        headers = Headers(scope=scope)
+        body = await bodies.read_body(headers, receive, limits.MAX_JSON_BODY_BYTES)
+        bodies.check_content_type(headers)
+        given = bodies.parse_json_object(body)
+        checked = images.checked_image_body(given, self._model)
+        return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
+
+    def _closed_route(self, method: str, path: str) -> Refusal:
+        if path in CONTROL_ROUTES:
+            message = (
+                f"{path} is closed on this server; its operator can open it with "
+                f"{envs.ALLOW_CONTROL_ROUTES.name}=1"
+            )
+            return Refusal(403, message, code="route_closed")
+        served = ", ".join(sorted(self._model.routes))
+        message = (
+            f"{method} {shorten(path)} is not served for {self._model.title}; "
+            f"use POST {served}"
+        )
+        return Refusal(404, message, code="route_not_served")
+
+
+def _with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
+    """The same request with another body."""
+    scope = {**scope, "headers": list(scope["headers"])}
+    headers = MutableHeaders(scope=scope)
+    del headers["transfer-encoding"]
+    headers["content-length"] = str(len(body))
+    is_read = False
+
+    async def replay() -> Message:
+        nonlocal is_read
+        if is_read:
+            # Only the end of the connection is left to hear of.
+            return await receive()
+        is_read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return scope, replay

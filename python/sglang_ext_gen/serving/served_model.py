@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model behind a server, as far as the HTTP door needs to know it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sglang_ext_gen import envs
+from sglang_ext_gen.registry import family_of_config, resolve
+
+
+class ServerArgs(Protocol):
+    """What the door reads of SGLang's server arguments."""
+
+    model_path: str
+    served_model_name: str
+    pipeline_config: object
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One of our families and its rules for a request.
+
+    Args:
+        title: Name of the family for people.
+        names: What a request may give as ``model``, the served name first.
+        fields: Names of the family's request fields that HTTP may set.
+        routes: Paths of the POST routes that this family serves.
+        check: Checks the fields alone and together; returns them in their own
+            types; raises ``RequestError``.
+        allows_control: Whether the operator opened the routes that load weights and
+            adapters from paths given by the client.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    fields: frozenset[str]
+    routes: frozenset[str]
+    check: Callable[[Mapping[str, Any]], dict[str, Any]]
+    allows_control: bool = False
+
+
+def served_model(server_args: ServerArgs) -> ServedModel | None:
+    """What a server with these arguments serves; ``None`` when it is stock's own."""
+    family = family_of_config(server_args.pipeline_config)
+    if family is None:
+        return None
+    fields = resolve(family.request_fields)
+    return ServedModel(
+        title=family.title,
+        names=(server_args.served_model_name, server_args.model_path),
+        fields=frozenset(field.name for field in fields if field.doors == "all"),
+        routes=frozenset(family.http_routes),
+        check=resolve(family.check_request),
+        allows_control=envs.allows_control_routes(),
+    )

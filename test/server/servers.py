@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real ``sglang serve`` processes for tests: start, wait, stop, leave none behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+# Starting takes about a minute of CPU time on an idle machine; others may be busy.
+START_SECONDS = 600
+STOP_SECONDS = 60
+_LOG_TAIL_LINES = 60
+
+FLOAT32 = (
+    *("--dit-precision", "fp32"),
+    *("--vae-precision", "fp32"),
+    *("--text-encoder-precisions", "fp32"),
+)
+
+
+class ServerError(RuntimeError):
+    """A server did not start, or did not stop as it should."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Args:
+        url: Its address, without a slash at the end.
+        process: The process that was started; it has children.
+        log: File with everything that it printed.
+        folder: Its working directory.
+    """
+
+    url: str
+    process: psutil.Popen
+    log: Path
+    folder: Path
+
+    def processes(self) -> list[psutil.Process]:
+        """The server's processes that are alive, the first one included."""
+        try:
+            return [self.process, *self.process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def log_tail(self) -> str:
+        lines = self.log.read_text("utf-8", "replace").splitlines()
+        return "\n".join(lines[-_LOG_TAIL_LINES:])
+
+
+@contextmanager
+def serving(
+    model: Path, folder: Path, *flags: str, **environment: str
+) -> Iterator[Server]:
+    """Run ``sglang serve MODEL`` in ``folder`` until the end of the block.
+
+    Args:
+        model: Checkpoint directory.
+        folder: Working directory, made when missing; the log is kept in it.
+        flags: Further arguments of ``sglang serve``.
+        environment: Further environment variables.
+
+    Raises:
+        ServerError: It did not become healthy, did not stop, or left processes; with
+            the end of its log.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    http_port, scheduler_port, master_port = free_ports()
+    command = [
+        *(str(Path(sys.executable).with_name("sglang")), "serve", str(model)),
+        *("--host", "127.0.0.1", "--port", str(http_port), "--strict-ports", "true"),
+        *("--scheduler-port", str(scheduler_port), "--master-port", str(master_port)),
+        *flags,
+    ]
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = psutil.Popen(
+            command,
+            cwd=folder,
+            env=server_environment(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(f"http://127.0.0.1:{http_port}", process, log, folder)
+    try:
+        wait_until_healthy(server)
+        yield server
+    finally:
+        stop(server)
+
+
+def server_environment(extra: dict[str, str]) -> dict[str, str]:
+    """The caller's environment, for a small model on a machine without a network."""
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **quiet, **extra}
+
+
+def free_ports() -> tuple[int, int, int]:
+    """Free ports for HTTP, scheduler and torch; the one after HTTP's is free too.
+
+    SGLang's broker listens on the HTTP port plus one.
+    """
+    for _ in range(100):
+        with socket.socket() as http, socket.socket() as broker:
+            http.bind(("127.0.0.1", 0))
+            port = http.getsockname()[1]
+            try:
+                broker.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            with socket.socket() as scheduler, socket.socket() as master:
+                scheduler.bind(("127.0.0.1", 0))
+                master.bind(("127.0.0.1", 0))
+                return port, scheduler.getsockname()[1], master.getsockname()[1]
+    raise ServerError("no two free ports in a row after 100 attempts")
+
+
+def wait_until_healthy(server: Server) -> None:
+    """Return when ``/health`` answers 200, that is after SGLang's own warm-up.
+
+    Raises:
+        ServerError: The process ended, or time is up.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            code = server.process.returncode
+            raise ServerError(f"the server ended with {code}:\n{server.log_tail()}")
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
+                return
+        time.sleep(1)
+    raise ServerError(f"not healthy in {START_SECONDS} s:\n{server.log_tail()}")
+
+
+def stop(server: Server) -> None:
+    """End the server as an operator would, and prove that all of it is gone.
+
+    Raises:
+        ServerError: It had to be killed, or a child outlived it.
+    """
+    processes = server.processes()
+    if server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs(processes, timeout=STOP_SECONDS)
+    for process in left:
+        process.kill()
+    if left:
+        raise ServerError(f"had to kill {left}:\n{server.log_tail()}")
