@@ -110,7 +110,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         target=f"{_LAYERNORM}._NormScaleShift.forward_cpu",
         kind="around",
-        replacement="sglang_ext_gen.platforms.cpu_norms:norm_scale_shift",
+        replacement="sglang_ext_gen.platforms.cpu_kernels:norm_scale_shift",
         runtime="diffusion",
         device="cpu",
         reason="The published x86 wheel lacks fused_norm_scale_shift_cpu, so stock's "
@@ -120,11 +120,23 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         target=f"{_LAYERNORM}._ScaleResidualNormScaleShift.forward_cpu",
         kind="around",
-        replacement="sglang_ext_gen.platforms.cpu_norms:scale_residual_norm_scale_shift",
+        replacement="sglang_ext_gen.platforms.cpu_kernels:"
+        "scale_residual_norm_scale_shift",
         runtime="diffusion",
         device="cpu",
         reason="As above, for fused_scale_residual_norm_scale_shift_cpu.",
         remove_when="As above.",
+    ),
+    Hook(
+        target="sglang.multimodal_gen.runtime.models.encoders.qwen_vl_rope."
+        "build_qwen_vl_text_rope",
+        kind="around",
+        replacement="sglang_ext_gen.platforms.cpu_kernels:build_qwen_vl_text_rope",
+        runtime="diffusion",
+        device="cpu",
+        reason="The class that stock builds imports a kernel of vLLM where there is "
+        "no accelerator; the text encoders need only its plain arithmetic.",
+        remove_when="MRotaryEmbedding can be constructed on a CPU without vLLM.",
     ),
 )
 

@@ -90,12 +90,14 @@ FAMILIES: tuple[ModelFamily, ...] = (
         pipeline_config=f"{_QWEN_IMAGE}.pipeline_config:QwenImageExtPipelineConfig",
         sampling_params=f"{_QWEN_IMAGE}.sampling_params:QwenImageExtSamplingParams",
         request_fields=f"{_QWEN_IMAGE}.request:REQUEST_FIELDS",
+        load_options=f"{_QWEN_IMAGE}.options:LOAD_OPTIONS",
         check_request=f"{_QWEN_IMAGE}.request:check_request",
         check_checkpoint=f"{_QWEN_IMAGE}.layout:check_checkpoint",
         recognises=f"{_QWEN_IMAGE}.layout:recognises",
         write_tiny=f"{_QWEN_IMAGE}.tiny:write_tiny",
         demo_requests=f"{_QWEN_IMAGE}.demo:demo_requests",
         hf_model_paths=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
+        http_routes=("/v1/images/generations",),
     ),
     ModelFamily(
         name="qwen_image_edit",
@@ -104,6 +106,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         pipeline_config=f"{_QWEN_IMAGE}.pipeline_config:QwenImageEditExtPipelineConfig",
         sampling_params=f"{_QWEN_IMAGE}.sampling_params:QwenImageEditExtSamplingParams",
         request_fields=f"{_QWEN_IMAGE}.request:EDIT_REQUEST_FIELDS",
+        load_options=f"{_QWEN_IMAGE}.options:LOAD_OPTIONS",
         check_request=f"{_QWEN_IMAGE}.request:check_edit_request",
         check_checkpoint=f"{_QWEN_IMAGE}.layout:check_checkpoint",
         recognises=f"{_QWEN_IMAGE}.layout:recognises_edit",
@@ -114,6 +117,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
             "Qwen/Qwen-Image-Edit-2509",
             "Qwen/Qwen-Image-Edit-2511",
         ),
+        http_routes=("/v1/images/edits",),
     ),
 )
 

@@ -43,13 +43,15 @@ def check_references(
         most: How many the checkpoint takes.
 
     Raises:
-        RequestError: Names ``image``, the picture's place in the list and the limit.
+        RequestError: Names ``image_path``, the picture's place in the list and the limit.
     """
     paths = [images] if isinstance(images, str) else list(images or ())
     if not paths:
-        raise RequestError("image", "missing, expected at least one picture to edit")
+        raise RequestError("image_path", "missing, expected at least one picture to edit")
     if len(paths) > most:
-        raise RequestError("image", f"{len(paths)} pictures given, at most {most}")
+        raise RequestError(
+            "image_path", f"{len(paths)} pictures given, at most {most}"
+        )
     for index, path in enumerate(paths):
         if os.path.isfile(path):
             _check_file(f"picture {index + 1}", path)
@@ -59,7 +61,7 @@ def _check_file(name: str, path: str) -> None:
     size = os.path.getsize(path)
     if size > MAX_REFERENCE_FILE_BYTES:
         raise RequestError(
-            "image", f"{name} has {size} bytes, at most {MAX_REFERENCE_FILE_BYTES}"
+            "image_path", f"{name} has {size} bytes, at most {MAX_REFERENCE_FILE_BYTES}"
         )
     try:
         # Opening reads the header only: the size is known before any pixel.
@@ -67,20 +69,20 @@ def _check_file(name: str, path: str) -> None:
             _check_size(name, *image.size)
             image.load()
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise RequestError("image", f"{name} is no picture that can be read") from error
+        raise RequestError("image_path", f"{name} is no picture that can be read") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise RequestError("image", f"{name} is damaged: {error}") from error
+        raise RequestError("image_path", f"{name} is damaged: {error}") from error
 
 
 def _check_size(name: str, width: int, height: int) -> None:
     if width * height > MAX_REFERENCE_PIXELS:
         raise RequestError(
-            "image",
+            "image_path",
             f"{name} is {width}x{height}, at most {MAX_REFERENCE_PIXELS} pixels",
         )
     if max(width, height) > MAX_REFERENCE_ASPECT * min(width, height):
         raise RequestError(
-            "image",
+            "image_path",
             f"{name} is {width}x{height}, beyond the aspect ratio of "
             f"{MAX_REFERENCE_ASPECT}:1",
         )
