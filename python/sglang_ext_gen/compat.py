@@ -13,25 +13,64 @@ from importlib.metadata import PackageNotFoundError, version
 SUPPORTED_SGLANG = "0.5.23"
 
 _GEN = "sglang.multimodal_gen"
-_ENTRYPOINTS = f"{_GEN}.runtime.entrypoints"
+_RUN = f"{_GEN}.runtime"
 
 # Module -> symbol -> the parameters (of a class: of its constructor) that we name.
-# Symbols with a dot are members; an empty string stands for "no parameter".
+# Symbols with a dot are members that we call, override or read.
 STOCK: dict[str, dict[str, str]] = {
+    f"{_GEN}.configs.models": {"DiTConfig": "", "VAEConfig": ""},
+    f"{_GEN}.configs.models.vaes.flux": {"Flux2VAEConfig": ""},
+    f"{_GEN}.configs.pipeline_configs.base": {
+        "ImagePipelineConfig": "task_type should_use_guidance dit_precision "
+        "vae_precision text_encoder_precisions generator_device dit_config vae_config "
+        "native_only_components",
+        "ImagePipelineConfig.supports_native_grouped_requests": "",
+        "ImagePipelineConfig.validate_server_args": "server_args",
+        "ModelTaskType.T2I": "",
+        "PipelineConfig.from_kwargs": "kwargs",
+    },
+    f"{_GEN}.configs.sample.sampling_params": {
+        "DataType.IMAGE": "",
+        "SamplingParams": "data_type negative_prompt height width num_inference_steps "
+        "guidance_scale seed prompt image_path output_path output_file_name request_id",
+        "SamplingParams._adjust": "server_args",
+        "SamplingParams._set_output_file_name": "",
+        "SamplingParams._validate": "",
+        "SamplingParams.from_user_sampling_params_args": "model_path server_args",
+        "SamplingParams.image_request_extra_fields": "",
+        "SamplingParams.should_use_classifier_free_guidance": "",
+        "generate_request_id": "",
+    },
     f"{_GEN}.registry": {
         "ModelInfo": "pipeline_cls sampling_param_cls pipeline_config_cls",
         "get_model_info": "model_path backend model_id",
         "get_non_diffusers_pipeline_name": "model_path",
+        "get_pipeline_config_classes": "pipeline_class_name",
         "get_registered_pipeline_names": "",
         "register_pipeline": "pipeline_cls sampling_param_cls pipeline_config_cls",
     },
-    f"{_GEN}.runtime.platforms.plugins": {
-        "HookRegistry": "",
-        "HookRegistry._patched": "",
-        "HookRegistry.register": "target hook hook_type",
-        "apply_plugin_hooks": "",
+    f"{_RUN}.disaggregation.roles": {
+        "RoleType.DECODER": "",
+        "RoleType.DENOISER": "",
+        "RoleType.ENCODER": "",
     },
-    f"{_ENTRYPOINTS}.diffusion_generator": {
+    f"{_RUN}.distributed": {
+        "get_local_torch_device": "",
+        "tensor_model_parallel_all_reduce": "",
+    },
+    f"{_RUN}.distributed.communication_op": {"cfg_model_parallel_all_gather": ""},
+    f"{_RUN}.distributed.parallel_state": {
+        "get_cfg_group": "",
+        "get_classifier_free_guidance_rank": "",
+    },
+    f"{_RUN}.distributed.sp_shard_utils": {
+        "SpShard": "",
+        "build_shard_plan": "",
+        "gather_seq": "",
+        "shard_like": "",
+        "tail_attn_meta": "",
+    },
+    f"{_RUN}.entrypoints.diffusion_generator": {
         "DiffGenerator": "server_args",
         "DiffGenerator._log_summary": "results",
         "DiffGenerator._resolve_image_paths_per_prompt": "prompts image_paths",
@@ -43,12 +82,11 @@ STOCK: dict[str, dict[str, str]] = {
         "_replace_sampling_params_for_prompt": "sampling_params_orig prompt "
         "output_file_name image_path",
     },
-    f"{_ENTRYPOINTS}.http_server": {
-        "create_app": "server_args worker_pids disagg_server",
-    },
-    f"{_ENTRYPOINTS}.utils": {
+    f"{_RUN}.entrypoints.http_server": {"create_app": "server_args"},
+    f"{_RUN}.entrypoints.utils": {
         "GenerationResult": "samples frames audio prompt_index output_file_path",
         "RequestOutput": "request request_index",
+        "RequestOutput.output_file_path": "",
         "expand_request_outputs": "req num_prompts prompt_index",
         "map_request_outputs": "requests",
         "prepare_request": "server_args sampling_params external_trace_header",
@@ -58,14 +96,83 @@ STOCK: dict[str, dict[str, str]] = {
         "frame_interpolation_scale frame_interpolation_model_path enable_upscaling "
         "upscaling_model_path upscaling_scale",
     },
-    f"{_GEN}.runtime.utils.trace_wrapper": {"trace_req": ""},
+    f"{_RUN}.layers.attention": {
+        "USPAttention": "num_heads head_size",
+        "build_varlen_mask_meta": "",
+    },
+    f"{_RUN}.loader.component_loaders.component_loader": {
+        "ComponentLoader.component_load_precision": "server_args component_name",
+        "ComponentLoader.load_customized": "component_model_path server_args "
+        "component_name",
+        "ComponentLoader.target_device": "",
+    },
+    f"{_RUN}.loader.utils": {"set_default_torch_dtype": ""},
+    f"{_RUN}.managers.forward_context": {
+        "set_forward_context": "attn_metadata forward_batch"
+    },
+    f"{_RUN}.managers.memory_managers.component_manager": {
+        "ComponentUse": "phase memory_intensive target_dtype keep_ready_after_warmup"
+    },
+    f"{_RUN}.managers.memory_managers.layerwise_offload": {
+        "LayerwiseOffloadableModuleMixin": ""
+    },
+    f"{_RUN}.pipelines_core": {"Req": "sampling_params"},
+    f"{_RUN}.pipelines_core.composed_pipeline_base": {
+        "ComposedPipelineBase._load_config": "",
+        "ComposedPipelineBase.add_stage": "",
+        "ComposedPipelineBase.add_stage_factory": "",
+        "ComposedPipelineBase.component_loaders": "",
+        "ComposedPipelineBase.create_pipeline_stages": "server_args",
+        "ComposedPipelineBase.get_module": "",
+        "ComposedPipelineBase.load_modules": "server_args loaded_modules",
+    },
+    f"{_RUN}.pipelines_core.schedule_batch": {
+        "OutputBatch": "output error metrics trajectory_latents output_file_paths fps "
+        "audio audio_sample_rate",
+        "Req": "",
+    },
+    f"{_RUN}.pipelines_core.stages": {"InputValidationStage": ""},
+    f"{_RUN}.pipelines_core.stages.base": {
+        "PipelineStage._active_profile_stage_name": "",
+        "PipelineStage._component_stage_name": "",
+        "PipelineStage.build_dedup_fingerprint": "batch server_args",
+        "PipelineStage.component_uses": "",
+        "PipelineStage.progress_bar": "total batch",
+        "PipelineStage.use_declared_component": "component_name module",
+    },
+    f"{_RUN}.platforms.plugins": {
+        "HookRegistry._patched": "",
+        "HookRegistry.apply_hooks": "",
+        "HookRegistry.register": "target hook hook_type",
+        "apply_plugin_hooks": "",
+    },
+    f"{_RUN}.server_args": {
+        "ServerArgs": "model_path pipeline_config prompt_file_path tp_size "
+        "ulysses_degree enable_cfg_parallel served_model_name",
+        "ServerArgs.add_cli_args": "parser",
+        "ServerArgs.from_cli_args": "args unknown_args default_args argv",
+    },
+    f"{_RUN}.utils.argparse": {"FlexibleArgumentParser": "", "StoreBoolean": ""},
+    f"{_RUN}.utils.hf_diffusers_utils": {
+        "maybe_download_model": "force_diffusers_model"
+    },
+    f"{_RUN}.utils.logging_utils": {"init_logger": ""},
+    f"{_RUN}.utils.perf_logger": {
+        "StageProfiler": "logger metrics perf_dump_path_provided record_as_step"
+    },
+    f"{_RUN}.utils.precision": {
+        "precision_to_dtype": "",
+        "resolve_component_precision": "",
+    },
+    f"{_RUN}.utils.trace_wrapper": {"trace_req": ""},
     "sglang.cli.serve": {"serve": "args extra_argv"},
     "sglang.cli.utils": {"get_is_diffusion_model": "model_path"},
+    "sglang.srt.layers.quantization.fp8_utils": {"apply_fp8_linear": "bias"},
     "sglang.srt.plugins": {"load_plugins": ""},
     "sglang.srt.plugins.hook_registry": {
         "HookRegistry": "",
-        "HookRegistry._patched": "",
-        "HookType": "",
+        "HookType.AFTER": "",
+        "HookType.AROUND": "",
     },
 }
 

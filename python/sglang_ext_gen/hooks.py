@@ -90,16 +90,6 @@ HOOKS: tuple[Hook, ...] = (
         "model's own table of fields.",
     ),
     Hook(
-        target=f"{_ENTRYPOINTS}.http_server.create_app",
-        kind="after",
-        replacement="sglang_ext_gen.serving.routes:install",
-        runtime="diffusion",
-        reason="Stock clamps, floors or ignores what it does not understand, answers "
-        "a failure with a bare 500, and leaves routes open that go round our checks.",
-        remove_when="Stock validates requests by the model's own fields before it "
-        "queues them, and answers failures in OpenAI's format.",
-    ),
-    Hook(
         target="sglang.cli.utils.get_is_diffusion_model",
         kind="around",
         replacement="sglang_ext_gen.resolution:get_is_diffusion_model",
@@ -140,7 +130,6 @@ HOOKS: tuple[Hook, ...] = (
     ),
 )
 
-
 # The row that is enough to refuse our models on an SGLang release we do not support.
 RESOLVER = HOOKS[0]
 
@@ -159,6 +148,11 @@ def register_hooks(runtime: Runtime, rows: tuple[Hook, ...] = HOOKS) -> None:
             continue
         _keep_cache_methods(_find(hook.target))
         registry.register(hook.target, resolve(hook.replacement), HookType(hook.kind))
+
+
+def apply_hooks(runtime: Runtime) -> None:
+    """Apply what is registered and not applied yet, where SGLang will not do it."""
+    _registry(runtime).apply_hooks()
 
 
 def applied_hooks(runtime: Runtime) -> dict[str, bool]:

@@ -9,11 +9,15 @@ output by output, and each prompt uses the seeds seed, seed + 1, ...
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from typing import Any
 
-from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+from sglang.multimodal_gen.configs.sample.sampling_params import (
+    SamplingParams,
+    generate_request_id,
+)
 from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
     DiffGenerator,
     _replace_sampling_params_for_prompt,
@@ -31,7 +35,7 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import OutputBa
 from sglang.multimodal_gen.runtime.utils.trace_wrapper import trace_req
 
 from sglang_ext_gen.errors import GenerationError, RequestError
-from sglang_ext_gen.registry import family_of_config
+from sglang_ext_gen.registry import ModelFamily, family_of_config, resolve
 
 Results = GenerationResult | list[GenerationResult]
 
@@ -46,14 +50,15 @@ def generate(
 
     Raises:
         RequestError: A field of the request cannot be used.
-        GenerationError: The request failed in a worker or when it was saved.
+        GenerationError: The request failed in a worker.
     """
-    if family_of_config(generator.server_args.pipeline_config) is None:
+    family = family_of_config(generator.server_args.pipeline_config)
+    if family is None:
         return original(generator, sampling_params_kwargs, external_trace_header)
 
-    requests = _build_requests(
-        generator, dict(sampling_params_kwargs or {}), external_trace_header
-    )
+    request_fields = dict(sampling_params_kwargs or {})
+    _refuse_unknown(family, request_fields)
+    requests = _build_requests(generator, request_fields, external_trace_header)
     outputs = map_request_outputs(requests)
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -63,13 +68,11 @@ def generate(
         if batch.error:
             raise GenerationError(batch.error)
         samples = _collect_samples(batch, outputs)
+    seconds = time.perf_counter() - started
     results = [
         GenerationResult(
             **generator._result_common(
-                output.request,
-                batch,
-                time.perf_counter() - started,
-                output.request_index,
+                output.request, batch, seconds, output.request_index
             ),
             **sample,
             prompt_index=index,
@@ -80,22 +83,32 @@ def generate(
     return results[0] if len(results) == 1 else results
 
 
+def _refuse_unknown(family: ModelFamily, names: Iterable[str]) -> None:
+    known = {field.name for field in fields(resolve(family.sampling_params))}
+    for name in names:
+        if name not in known:
+            own = ", ".join(field.name for field in resolve(family.request_fields))
+            raise RequestError(
+                name, f"unknown field; {family.title} takes {own} and SGLang's own"
+            )
+
+
 def _build_requests(
     generator: DiffGenerator,
-    fields: dict[str, Any],
+    given: dict[str, Any],
     external_trace_header: dict[str, str] | None,
 ) -> list[Req]:
     """One request per output, prompt by prompt."""
-    path = fields.get("prompt_path") or generator.server_args.prompt_file_path
+    path = given.get("prompt_path") or generator.server_args.prompt_file_path
     if path is not None:
-        fields["prompt"] = generator._resolve_prompts(None, path)
-    if fields.get("prompt") is None:
+        given["prompt"] = generator._resolve_prompts(None, path)
+    if given.get("prompt") is None:
         raise RequestError("prompt", "missing, expected a text or a list of texts")
     params = SamplingParams.from_user_sampling_params_args(
-        generator.server_args.model_path, server_args=generator.server_args, **fields
+        generator.server_args.model_path, server_args=generator.server_args, **given
     )
-    prompts = _as_list(fields["prompt"])
-    if len(prompts) > 1 and fields.get("output_file_name") is not None:
+    prompts = _as_list(given["prompt"])
+    if len(prompts) > 1 and given.get("output_file_name") is not None:
         raise RequestError(
             "output_file_name", "one name given for several prompts; leave it out"
         )
@@ -105,10 +118,11 @@ def _build_requests(
         prompt_params = _replace_sampling_params_for_prompt(
             params,
             prompt=prompt,
-            output_file_name=fields.get("output_file_name"),
+            output_file_name=given.get("output_file_name"),
             image_path=image_path,
         )
         prompt_params._set_output_file_name()
+        prompt_params.request_id = params.request_id or generate_request_id()
         request = prepare_request(
             server_args=generator.server_args,
             sampling_params=prompt_params,
@@ -147,7 +161,7 @@ def _collect_samples(
         first.data_type,
         batch.fps if batch.fps is not None else first.fps,
         first.save_output,
-        lambda index: outputs[index].output_file_path(),
+        lambda index: outputs[index].output_file_path() or "",
         audio=batch.audio,
         audio_sample_rate=batch.audio_sample_rate,
         samples_out=samples,
@@ -163,14 +177,14 @@ def _collect_samples(
         upscaling_model_path=first.upscaling_model_path,
         upscaling_scale=first.upscaling_scale,
     )
+    paths = [
+        output.output_file_path() if first.save_output else None for output in outputs
+    ]
     return [
-        {
-            "samples": samples[index],
-            "audio": audios[index],
-            "frames": frames[index],
-            "output_file_path": output.output_file_path(),
-        }
-        for index, output in enumerate(outputs)
+        {"samples": sample, "audio": audio, "frames": frame, "output_file_path": path}
+        for sample, audio, frame, path in zip(
+            samples, audios, frames, paths, strict=True
+        )
     ]
 
 

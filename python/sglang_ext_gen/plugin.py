@@ -66,12 +66,10 @@ def register_srt() -> None:
 
 
 def activate() -> None:
-    """Register and apply the hooks now, without waiting for SGLang to load plugins.
+    """Register and apply the hooks now, whether or not SGLang loads our entry point.
 
     For ``SGLANG_EXTERNAL_MODEL_PACKAGE=sglang_ext_gen``, which the diffusion runtime
-    imports when it first resolves a model.
+    imports when it first resolves a model; a worker has applied its hooks by then.
     """
-    from sglang.multimodal_gen.runtime.platforms.plugins import apply_plugin_hooks
-
     register_diffusion()
-    apply_plugin_hooks()
+    hooks.apply_hooks("diffusion")

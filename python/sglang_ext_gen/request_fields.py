@@ -77,11 +77,11 @@ class RequestField:
         """What the field accepts, as the end of a sentence."""
         text = _EXPECTED[self.kind]
         if self.minimum is not None and self.maximum is not None:
-            text += f" from {self.minimum:g} to {self.maximum:g}"
+            text += f" from {_plain(self.minimum)} to {_plain(self.maximum)}"
         elif self.minimum is not None:
-            text += f" of at least {self.minimum:g}"
+            text += f" of at least {_plain(self.minimum)}"
         elif self.maximum is not None:
-            text += f" of at most {self.maximum:g}"
+            text += f" of at most {_plain(self.maximum)}"
         if self.multiple_of is not None:
             text += f" in steps of {self.multiple_of}"
         if self.choices:
@@ -134,6 +134,10 @@ def _is_finite(number: int | float) -> bool:
     except OverflowError:
         # An integer beyond the range of float is beyond that of every field.
         return False
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def refuse_unknown_fields(given: Iterable[str], known: Iterable[str]) -> None:

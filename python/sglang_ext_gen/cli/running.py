@@ -16,9 +16,17 @@ from sglang_ext_gen.errors import CheckpointError, ConfigError, GenerationError
 from sglang_ext_gen.registry import ModelFamily, resolve
 
 if TYPE_CHECKING:
-    from sglang.multimodal_gen import DiffGenerator
+    from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
+        DiffGenerator,
+    )
     from sglang.multimodal_gen.runtime.entrypoints.utils import GenerationResult
 
+# SGLang's switches for timing each stage, the device's queue drained at its ends. They
+# are environment variables because the workers, too, must see them.
+TIMING_VARIABLES = (
+    "SGLANG_DIFFUSION_STAGE_LOGGING",
+    "SGLANG_DIFFUSION_SYNC_STAGE_PROFILING",
+)
 MEDIA_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".mp4")
 
 
@@ -49,6 +57,8 @@ def started_generator(
 ) -> Iterator["DiffGenerator"]:
     """A ``DiffGenerator`` for a checkpoint of ours, shut down at the end.
 
+    Its stages are timed, unless the environment says otherwise.
+
     Args:
         family: Whose checkpoint it is.
         model: Local directory or Hugging Face id.
@@ -59,6 +69,9 @@ def started_generator(
         ConfigError: A flag is unknown or its value is refused.
         CheckpointError: The workers stopped while they loaded the checkpoint.
     """
+    for variable in TIMING_VARIABLES:
+        os.environ.setdefault(variable, "1")
+
     from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
         DiffGenerator,
     )

@@ -82,8 +82,11 @@ def fp8_linear_reference(
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = F.linear(x.to(dtype), _half_from_e4m3(weight).to(dtype))
     # The scale multiplies the [M, N] output, not the [N, K] weight.
-    scale = (weight_scale * _E4M3_PER_HALF).to(dtype)
-    y = y.mul_(scale) if bias is None else torch.addcmul(bias.to(dtype), y, scale)
+    scale = weight_scale.to(dtype)
+    if bias is None:
+        y = y.mul_(scale * _E4M3_PER_HALF)
+    else:
+        y = torch.addcmul(bias.to(dtype), y, scale, value=_E4M3_PER_HALF)
     return y.to(x.dtype)
 
 

@@ -240,7 +240,7 @@ def _destination(
     placed = torch.empty_like(current, device=target)
     if isinstance(current, nn.Parameter):
         placed = nn.Parameter(placed, requires_grad=current.requires_grad)
-        placed.__dict__.update(current.__dict__)  # tp_dim and its like
+        vars(placed).update(vars(current))  # tp_dim and its like
     setattr(owner, leaf, placed)
     return placed
 

@@ -12,10 +12,10 @@ from sglang_ext_gen.models.ideogram4.caption import (
     Caption,
     Element,
     StyleDescription,
+    advise_on_caption,
     build_caption,
     looks_like_json_caption,
     validate_caption,
-    warn_plain_text_once,
 )
 
 PHOTO = {
@@ -328,9 +328,17 @@ def test_looks_like_json_caption(prompt, expected):
 def test_plain_text_is_warned_about_once(caplog):
     logger = logging.getLogger("test_plain_text_is_warned_about_once")
     with caplog.at_level(logging.WARNING):
-        warn_plain_text_once(dumps(caption()), logger)
+        advise_on_caption(dumps(caption()), logger)
         assert not caplog.records
-        warn_plain_text_once("a red circle", logger)
-        warn_plain_text_once("a blue circle", logger)
+        advise_on_caption("a red circle", logger)
+        advise_on_caption("a blue circle", logger)
     assert len(caplog.records) == 1
     assert "trained on JSON captions" in caplog.text
+
+
+def test_the_fault_of_a_malformed_caption_is_logged(caplog):
+    logger = logging.getLogger("test_the_fault_of_a_malformed_caption_is_logged")
+    with caplog.at_level(logging.WARNING):
+        advise_on_caption('{"high_level_description": 5}', logger)
+    assert "not as the model was trained" in caplog.text
+    assert "high_level_description" in caplog.text or "compositional" in caplog.text

@@ -62,6 +62,7 @@ def test_a_good_request_comes_back_in_its_own_types() -> None:
         ("prompt", ["a", ""]),
         ("prompt", ["a", 1]),
         ("prompt", "x" * 70_000),
+        ("prompt", "half a pair \ud800"),
         ("width", 0),
         ("width", -256),
         ("width", 240),

@@ -13,8 +13,13 @@ Data flow, in the order of the files:
     schedule.py         logit-normal times, guidance per step
     dit.py              latents, features, time -> velocity       [B, I, C]
     stages.py           text encoding, denoising, decoding stages
-    pipeline.py         components and stage order
-    config.py layout.py weights.py tiny.py     checkpoint side
+    latent_statistics.py  the VAE's latents are normalised by these numbers
+    loaders.py pipeline.py  components and stage order
+    pipeline_config.py options.py  how it is loaded
+    caption.py          JSON captions, the prompts that the model was trained on
+
+and on the side of the checkpoint: config.py (architecture), tensors.py and layout.py
+(what is on disk), weights.py (where it goes), tiny.py (write a small one).
 
 Shape legend: B batch, T text tokens, I image tokens, S = T + I packed tokens,
 D hidden size, H heads, d head dim, C latent channels per token (128), gh / gw

@@ -204,10 +204,20 @@ def looks_like_json_caption(prompt: str) -> bool:
     return _OBJECT_START.match(prompt) is not None
 
 
-def warn_plain_text_once(prompt: str, logger: logging.Logger) -> None:
-    """Say once per process and logger that a JSON caption works better than prose."""
+def advise_on_caption(prompt: str, logger: logging.Logger) -> None:
+    """Log what would make a prompt work better; refuse nothing.
+
+    A malformed JSON caption is drawn as it is, as in the references, but its fault
+    is named: such captions look like a fault of the model. That plain text works
+    less well is said once per process and logger.
+    """
     if not looks_like_json_caption(prompt):
         _warn_plain_text(logger)
+        return
+    try:
+        validate_caption(prompt)
+    except RequestError as error:
+        logger.warning("This JSON caption is not as the model was trained: %s", error)
 
 
 @functools.cache

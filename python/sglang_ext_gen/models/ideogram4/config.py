@@ -7,8 +7,9 @@ reason is an error: it would mean another architecture. Imports nothing heavy,
 so that ``doctor`` can check a checkpoint quickly.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, dataclass, fields
 from typing import Any, Self, TypeVar
 
 from sglang_ext_gen.errors import ConfigError
@@ -79,8 +80,10 @@ class Ideogram4TextEncoderConfig:
                 for the taps.
         """
         _refuse_unknown_keys(values, _ENCODER_TOP_LEVEL, where)
-        text = dict(_require(values, "text_config", where))
-        rope = text.pop("rope_parameters", None) or text.pop("rope_scaling", None) or {}
+        text = dict(_require_object(values, "text_config", where))
+        rope_key = "rope_parameters" if "rope_parameters" in text else "rope_scaling"
+        rope = _require_object({rope_key: {}, **text}, rope_key, where)
+        text = {key: value for key, value in text.items() if key != rope_key}
         _refuse_unknown_keys(rope, _ROPE_KEYS, f"{where}: rope_parameters")
         _require_value(rope, "rope_type", "default", where)
         if "rope_theta" in rope:
@@ -151,8 +154,42 @@ def _from_dict(
 ) -> C:
     names = [field.name for field in fields(cls)]
     _refuse_unknown_keys(values, {*names, *ignored}, where)
-    kwargs = {name: _require(values, name, where) for name in names}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
+    return cls(
+        **{
+            field.name: _checked(_require(values, field.name, where), field, where)
+            for field in fields(cls)
+        }
+    )
+
+
+def _checked(value: Any, field: Field[Any], where: str) -> Any:
+    """``value`` as the declared type of its field."""
+    if isinstance(value, list):
+        value = tuple(value)
+    is_right, expected = _KINDS[field.type]
+    if not is_right(value):
+        raise ConfigError(f"{where}: {field.name} is {value!r}, expected {expected}")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+# Declared type -> what a JSON value must be. (bool is an int to isinstance.)
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_count, "a positive integer"),
+    float: (
+        lambda value: type(value) in (int, float) and 0 < value < math.inf,
+        "a positive number",
+    ),
+    tuple[int, int, int]: (
+        lambda value: (
+            type(value) is tuple and len(value) == 3 and all(map(_is_count, value))
+        ),
+        "a list of three positive integers",
+    ),
+}
 
 
 def _refuse_unknown_keys(
@@ -169,6 +206,15 @@ def _require(values: Mapping[str, Any], key: str, where: str) -> Any:
     if key not in values:
         raise ConfigError(f"{where}: key {key!r} is missing")
     return values[key]
+
+
+def _require_object(
+    values: Mapping[str, Any], key: str, where: str
+) -> Mapping[str, Any]:
+    value = _require(values, key, where)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {key} is {value!r}, expected an object")
+    return value
 
 
 def _require_value(values: Mapping[str, Any], key: str, want: Any, where: str) -> None:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,35 +63,36 @@ WEIGHT_FILES = {
     UNCONDITIONAL: WEIGHTS_FILE,
     "vae": WEIGHTS_FILE,
 }
+# The second one where the file was cut out of the whole language model.
+_TEXT_ENCODER_CLASSES = [["Qwen3VLModel"], ["Qwen3VLForConditionalGeneration"]]
+# Far above any release: keeps a wrong layer count from filling the memory.
+_MAX_TENSORS = 100_000
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 
-# Keys of vae/config.json that decide its tensors; all must be there.
-_VAE_DIMENSIONS = (
-    "block_out_channels",
-    "in_channels",
-    "latent_channels",
-    "layers_per_block",
-    "mid_block_add_attention",
-    "out_channels",
-    "patch_size",
-    "use_post_quant_conv",
-    "use_quant_conv",
-)
-# Keys that may be there: they change no tensor, or are checked by value.
-_VAE_OTHER = (
+# All keys of vae/config.json; another one would be another model.
+_VAE_KEYS = {
     "_class_name",
     "_diffusers_version",
     "_name_or_path",
     "act_fn",
     "batch_norm_eps",
     "batch_norm_momentum",
+    "block_out_channels",
     "decoder_block_out_channels",
     "down_block_types",
     "force_upcast",
+    "in_channels",
+    "latent_channels",
+    "layers_per_block",
+    "mid_block_add_attention",
     "norm_num_groups",
+    "out_channels",
+    "patch_size",
     "sample_size",
     "up_block_types",
-)
+    "use_post_quant_conv",
+    "use_quant_conv",
+}
 
 
 @dataclass(frozen=True)
@@ -231,8 +233,10 @@ def _check_text_encoder(folder: Path) -> list[str]:
     specs = _listed(text_encoder_specs(config, prefix=prefix, is_fp8=is_fp8), file)
     vision = f"{prefix}visual."
     return [
-        *_expect(config, "model_type", "qwen3_vl", file),
-        *_expect(config, "ideogram_fp8_weight_only", is_fp8, file),
+        *_expect(config, "architectures", _TEXT_ENCODER_CLASSES, file),
+        *_expect(config, "model_type", ["qwen3_vl"], file),
+        *_expect(config["text_config"], "model_type", ["qwen3_vl_text"], file),
+        *_expect(config, "ideogram_fp8_weight_only", [is_fp8], file),
         *check_tensors(specs, tensors, where="text_encoder/", unchecked=(vision,)),
     ]
 
@@ -240,17 +244,19 @@ def _check_text_encoder(folder: Path) -> list[str]:
 def _check_vae(folder: Path) -> list[str]:
     file = folder / "config.json"
     config = read_json(file)
-    unknown = config.keys() - {*_VAE_DIMENSIONS, *_VAE_OTHER}
-    if unknown:
-        raise ConfigError(f"{_short(file)}: unknown key {min(unknown)!r}")
+    if unknown := config.keys() - _VAE_KEYS:
+        raise ConfigError(
+            f"{_short(file)}: unknown key {min(unknown)!r}; "
+            "this looks like another release"
+        )
     specs = _listed(vae_specs(config), file)
     blocks = len(config["block_out_channels"])
     tensors = read_tensors(folder / WEIGHTS_FILE)
     return [
         *_expect_class(config, file),
-        *_expect(config, "act_fn", "silu", file),
-        *_expect(config, "down_block_types", ["DownEncoderBlock2D"] * blocks, file),
-        *_expect(config, "up_block_types", ["UpDecoderBlock2D"] * blocks, file),
+        *_expect(config, "act_fn", ["silu"], file),
+        *_expect(config, "down_block_types", [["DownEncoderBlock2D"] * blocks], file),
+        *_expect(config, "up_block_types", [["UpDecoderBlock2D"] * blocks], file),
         *check_tensors(specs, tensors, where="vae/"),
     ]
 
@@ -262,29 +268,31 @@ def _check_headers(folder: Path) -> list[str]:
 
 def _check_agreement(path: Path) -> list[str]:
     """Numbers that two components must share."""
-    transformer = read_json(path / "transformer" / "config.json")
-    encoder = read_json(path / "text_encoder" / "config.json")
-    vae = read_json(path / "vae" / "config.json")
+    transformer, encoder, vae = (
+        read_json(path / name / "config.json")
+        for name in ("transformer", "text_encoder", "vae")
+    )
+    ids = _read_token_ids(path / "tokenizer" / "tokenizer.json")
     try:
         text = encoder["text_config"]
-        pairs = {
-            "llm_features_dim": len(TAP_LAYERS) * text["hidden_size"],
-            "in_channels": vae["latent_channels"] * math.prod(vae["patch_size"]),
-        }
-        vocabulary = text["vocab_size"]
+        features = len(TAP_LAYERS) * text["hidden_size"]
+        channels = vae["latent_channels"] * math.prod(vae["patch_size"])
+        is_outside = max(ids.values()) >= text["vocab_size"]
     except (KeyError, TypeError):
-        return []  # reported by the check of that component
-    highest = max(_read_token_ids(path / "tokenizer" / "tokenizer.json").values())
+        return []  # the checks of these components report it
     problems = [
         f"transformer/config.json: {key} is {transformer.get(key)}, but the other "
         f"components give {value}"
-        for key, value in pairs.items()
+        for key, value in {
+            "llm_features_dim": features,
+            "in_channels": channels,
+        }.items()
         if transformer.get(key) != value
     ]
-    if highest >= vocabulary:
+    if is_outside:
         problems.append(
-            f"tokenizer/tokenizer.json: token id {highest} is outside the text "
-            f"encoder's vocabulary of {vocabulary}"
+            f"tokenizer/tokenizer.json: token id {max(ids.values())} is outside the "
+            f"text encoder's vocabulary of {text['vocab_size']}"
         )
     return problems
 
@@ -317,20 +325,27 @@ def _find_names(tensors: Mapping[str, StoredTensor]) -> Names:
 def _listed(specs: Iterator[TensorSpec], file: Path) -> list[TensorSpec]:
     """All specs; dimensions come from ``file``, so their faults are the file's."""
     try:
-        return list(specs)
+        listed = list(islice(specs, _MAX_TENSORS + 1))
     except KeyError as error:
         raise ConfigError(f"{_short(file)}: key {error} is missing") from error
     except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"{_short(file)}: a dimension is wrong: {error}") from error
+    if len(listed) > _MAX_TENSORS:
+        raise ConfigError(f"{_short(file)}: it describes over {_MAX_TENSORS} tensors")
+    return listed
 
 
 def _read_token_ids(file: Path) -> dict[str, int]:
     tokenizer = read_json(file)
     try:
         added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-        return {**tokenizer["model"]["vocab"], **added}
+        ids = {**tokenizer["model"]["vocab"], **added}
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{_short(file)} has no vocabulary: {error}") from error
+    for token, number in ids.items():
+        if not isinstance(number, int):
+            raise CheckpointError(f"{_short(file)}: the id of {token!r} is {number!r}")
+    return ids
 
 
 def _read_or_empty(file: Path) -> Config:
@@ -340,11 +355,11 @@ def _read_or_empty(file: Path) -> Config:
         return {}
 
 
-def _expect(config: Config, key: str, value: Any, file: Path) -> list[str]:
-    """A problem if ``key`` is there with another value."""
-    if config.get(key, value) == value:
+def _expect(config: Config, key: str, allowed: Sequence[Any], file: Path) -> list[str]:
+    """A problem if ``key`` is there with a value that is not allowed."""
+    if key not in config or config[key] in allowed:
         return []
-    return [_unexpected(file, key, config, [value])]
+    return [_unexpected(file, key, config, allowed)]
 
 
 def _expect_class(config: Config, file: Path) -> list[str]:

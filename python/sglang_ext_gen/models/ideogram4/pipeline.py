@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Components and stage order of Ideogram 4 on SGLang's diffusion runtime."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from sglang_ext_gen.models.ideogram4.stages import (
     Ideogram4DenoisingStage,
     Ideogram4TextEncodingStage,
 )
+from sglang_ext_gen.weights.layout import read_json
+
+logger = logging.getLogger(__name__)
 
 _SHOWN_PROBLEMS = 5
 
@@ -68,6 +72,7 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
                 f"{self.model_path}: {len(problems)} problem(s): {shown}. Run "
                 f"`sglang-ext-gen doctor --model {self.model_path}` for all of them"
             )
+        _fit_sequence_exchange(self.server_args, Path(self.model_path))
         return config
 
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
@@ -93,6 +98,20 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
             lambda: Ideogram4DecodingStage(self.get_module("vae")),
             "decoding_stage",
         )
+
+
+def _fit_sequence_exchange(server_args: ServerArgs, folder: Path) -> None:
+    """Gather keys and values where Ulysses cannot deal the heads out evenly."""
+    heads = read_json(folder / "transformer" / "config.json")["num_attention_heads"]
+    ranks = server_args.ulysses_degree
+    if server_args.kv_gather_degree == 1 and heads // server_args.tp_size % ranks:
+        logger.warning(
+            "%d attention heads do not divide over %d Ulysses ranks: "
+            "using SGLang's K/V gather instead",
+            heads // server_args.tp_size,
+            ranks,
+        )
+        server_args.kv_gather_degree = ranks
 
 
 def _unneeded_components(server_args: ServerArgs) -> tuple[str, ...]:

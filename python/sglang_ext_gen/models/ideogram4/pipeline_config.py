@@ -5,6 +5,7 @@ The class is pickled to every worker, so it stays at module level. The
 architecture is not here: each loader reads it from the checkpoint.
 """
 
+import argparse
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from sglang.multimodal_gen.configs.pipeline_configs.base import (
     ImagePipelineConfig,
     ModelTaskType,
 )
+from sglang.multimodal_gen.runtime.utils.argparse import StoreBoolean
 
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.layers.fp8_linear import FP8_MODES
@@ -50,6 +52,19 @@ class Ideogram4FP8PipelineConfig(ImagePipelineConfig):
     vae_config: VAEConfig = field(default_factory=Flux2VAEConfig)
     fp8_mode: str = "resident"
     load_unconditional: bool = True
+
+    @staticmethod
+    def add_pipeline_cli_args(parser: argparse.ArgumentParser) -> None:
+        """Add this config's flags to ``sglang serve --model-path``; SGLang calls it."""
+        parser.add_argument(
+            "--fp8-mode", choices=FP8_MODES, help="what FP8 weights become at load"
+        )
+        parser.add_argument(
+            "--load-unconditional",
+            action=StoreBoolean,
+            default=None,
+            help="false leaves the unconditional transformer on disk: guidance 1 only",
+        )
 
     def supports_native_grouped_requests(self) -> bool:
         """True: the stages batch a list of requests themselves."""

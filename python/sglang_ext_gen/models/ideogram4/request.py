@@ -245,3 +245,8 @@ def _check_prompt(prompt: str | list[str] | None) -> None:
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not prompts or not all(text.strip() for text in prompts):
         raise RequestError("prompt", "missing or empty, expected a text to draw")
+    for text in prompts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError("prompt", f"no valid Unicode text: {error}") from error

@@ -5,6 +5,7 @@ The fields, their ranges and their rules are in ``request.py``; this class only
 carries them through SGLang and has them checked before a request is queued.
 """
 
+import logging
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ from sglang.multimodal_gen.configs.sample.sampling_params import (
 )
 
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.models.ideogram4.caption import advise_on_caption
 from sglang_ext_gen.models.ideogram4.request import (
     DEFAULT_PRESET,
     DEFAULT_SIZE,
@@ -23,6 +25,8 @@ from sglang_ext_gen.models.ideogram4.request import (
     check_request,
     plan_denoising,
 )
+
+logger = logging.getLogger(__name__)
 
 # Fields of SGLang's base class that this model has no use for. Asking for one
 # is an error: ignoring it would give another picture than the user expects.
@@ -126,11 +130,11 @@ class Ideogram4FP8SamplingParams(SamplingParams):
         values = {field.name: getattr(self, field.name) for field in REQUEST_FIELDS}
         seeds = self.seed if isinstance(self.seed, list) else [self.seed]
         for seed in seeds:
-            checked = check_request({**values, "seed": seed})
+            check_request({**values, "seed": seed})
         tokenizer = resolve_tokenizer(server_args.model_path)
-        prompts = checked["prompt"]
-        for prompt in [prompts] if isinstance(prompts, str) else prompts:
+        for prompt in [self.prompt] if isinstance(self.prompt, str) else self.prompt:
             check_prompt_length(tokenizer, prompt)
+            advise_on_caption(prompt, logger)
         config = server_args.pipeline_config
         plan = self.denoising_plan(load_unconditional=config.load_unconditional)
         self.num_inference_steps = plan.num_inference_steps

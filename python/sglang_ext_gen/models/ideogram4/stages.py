@@ -2,8 +2,8 @@
 """Text encoding, denoising and decoding of Ideogram 4 as SGLang stages.
 
 Source: the reference pipeline of diffusers. What one stage hands to the next:
-``prompt_embeds`` (one [T, F] float32 tensor), then ``latents`` ([1, I, C]
-float32), then the picture.
+``prompt_embeds`` (one [T, F] float32 tensor), then ``latents`` ([n, I, C]
+float32, n pictures of the request), then the pictures.
 
 Requests that arrive as a group (several prompts, several outputs a prompt) are
 denoised as one batch wherever size and plan agree.
@@ -33,6 +33,8 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
 )
 from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
+from sglang.multimodal_gen.runtime.utils.logging_utils import init_logger
+from sglang.multimodal_gen.runtime.utils.perf_logger import StageProfiler
 from sglang.multimodal_gen.runtime.utils.precision import precision_to_dtype
 from torch import Tensor, nn
 
@@ -58,6 +60,8 @@ from sglang_ext_gen.models.ideogram4.text_encoder import (
     check_prompt_length,
     tokenize_prompt,
 )
+
+logger = init_logger(__name__)
 
 
 def draw_noise(seed: int, height: int, width: int, channels: int) -> Tensor:
@@ -149,7 +153,7 @@ class Ideogram4DenoisingStage(PipelineStage):
         }
 
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
-        """Set ``batch.latents`` to [1, I, C] float32."""
+        """Set ``batch.latents`` to [n, I, C] float32, n pictures."""
         self._denoise([batch], server_args)
         return batch
 
@@ -181,28 +185,38 @@ class Ideogram4DenoisingStage(PipelineStage):
         ).to(device)
         any_branch = self.transformer or self.unconditional_transformer
         channels = any_branch.config.in_channels
+        # One row a picture: a request of several outputs has several.
+        rows = [batch for batch in batches for _ in range(batch.num_outputs_per_prompt)]
+        seeds = [seed for batch in batches for seed in _output_seeds(batch)]
         latents = torch.cat(
-            [draw_noise(batch.seed, height, width, channels) for batch in batches]
+            [draw_noise(seed, height, width, channels) for seed in seeds]
         ).to(device)
-        branches = self._pack_branches(batches, plan, device)
+        branches = self._pack_branches(rows, plan, device)
         trajectory = []
         with self.progress_bar(total=plan.num_inference_steps, batch=leader) as bar:
             for step, guidance in enumerate(plan.guidance):
-                with set_forward_context(
-                    step, attn_metadata=None, forward_batch=leader
+                with (
+                    _step_timer(step, leader),
+                    set_forward_context(step, attn_metadata=None, forward_batch=leader),
                 ):
                     velocity = self._predict(
                         branches, latents, times[step], guidance, server_args
                     )
-                latents = euler_step(latents, velocity, times[step], times[step + 1])
+                    latents = euler_step(
+                        latents, velocity, times[step], times[step + 1]
+                    )
                 if leader.return_trajectory_latents:
                     trajectory.append(latents.cpu())
                 bar.update()
-        for row, batch in enumerate(batches):
-            batch.latents = latents[row : row + 1]
+        for batch in batches[1:]:
+            batch.metrics.steps = list(leader.metrics.steps)
+        end = 0
+        for batch in batches:
+            start, end = end, end + batch.num_outputs_per_prompt
+            batch.latents = latents[start:end]
             if trajectory:
-                steps = [step[row] for step in trajectory]
-                batch.trajectory_latents = torch.stack(steps)[None]  # [1, N, I, C]
+                steps = [step[start:end] for step in trajectory]
+                batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, I, C]
                 batch.trajectory_timesteps = times[:-1].cpu()
 
     def _pack_branches(
@@ -297,7 +311,7 @@ class Ideogram4DecodingStage(PipelineStage):
 
     @torch.no_grad()
     def forward(self, batch: Req, server_args: ServerArgs) -> OutputBatch:
-        """Decode ``batch.latents`` to [1, 3, height, width] float32 in [0, 1]."""
+        """Decode ``batch.latents`` to [n, 3, height, width] float32 in [0, 1]."""
         latents = batch.latents.to(get_local_torch_device())
         scale = latents.new_tensor(LATENT_SCALE)
         shift = latents.new_tensor(LATENT_SHIFT)
@@ -313,6 +327,20 @@ class Ideogram4DecodingStage(PipelineStage):
             trajectory_latents=batch.trajectory_latents,
             trajectory_timesteps=batch.trajectory_timesteps,
         )
+
+
+def _output_seeds(batch: Req) -> list[int]:
+    return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
+
+
+def _step_timer(step: int, batch: Req) -> StageProfiler:
+    return StageProfiler(
+        f"denoising_step_{step}",
+        logger=logger,
+        metrics=batch.metrics,
+        perf_dump_path_provided=batch.perf_dump_path is not None,
+        record_as_step=True,
+    )
 
 
 def _plan_of(batch: Req, server_args: ServerArgs) -> DenoisingPlan:

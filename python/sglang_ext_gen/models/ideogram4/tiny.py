@@ -140,7 +140,7 @@ def write_tiny(path: Path, seed: int = 0, dimensions: Dimensions = TINY) -> None
 def _write_text_encoder(
     folder: Path, dimensions: Dimensions, added: dict[str, int], seed: int
 ) -> None:
-    config = _text_encoder(dimensions, added)
+    config = text_encoder_config(dimensions, added)
     specs = (
         *text_encoder_specs(config, is_fp8=True),
         *vision_specs(config, is_fp8=True),
@@ -151,7 +151,7 @@ def _write_text_encoder(
 
 
 def _write_transformers(path: Path, dimensions: Dimensions, seed: int) -> None:
-    config = _transformer(dimensions)
+    config = transformer_config(dimensions)
     shared = math.sqrt(1 - _OWN_NOISE**2)
     streams = {
         "transformer": {"transformer": 1.0},
@@ -169,7 +169,7 @@ def _write_transformers(path: Path, dimensions: Dimensions, seed: int) -> None:
 
 
 def _write_vae(folder: Path, dimensions: Dimensions, seed: int) -> None:
-    config = _vae(dimensions)
+    config = vae_config(dimensions)
     shift, scale = torch.tensor(LATENT_SHIFT), torch.tensor(LATENT_SCALE)
     tensors = random_tensors(
         vae_specs(config),
@@ -216,7 +216,8 @@ def _scheduler() -> dict[str, Any]:
     }
 
 
-def _transformer(dimensions: Dimensions) -> dict[str, Any]:
+def transformer_config(dimensions: Dimensions) -> dict[str, Any]:
+    """``config.json`` of both transformers."""
     return {
         **_class("transformer"),
         "adaln_dim": dimensions.adaln_dim,
@@ -232,7 +233,10 @@ def _transformer(dimensions: Dimensions) -> dict[str, Any]:
     }
 
 
-def _text_encoder(dimensions: Dimensions, added: dict[str, int]) -> dict[str, Any]:
+def text_encoder_config(
+    dimensions: Dimensions, added: dict[str, int]
+) -> dict[str, Any]:
+    """``text_encoder/config.json``; ``added`` are the tokenizer's added tokens."""
     return {
         "architectures": ["Qwen3VLModel"],
         "dtype": "bfloat16",
@@ -295,7 +299,8 @@ def _vision(dimensions: Dimensions) -> dict[str, Any]:
     }
 
 
-def _vae(dimensions: Dimensions) -> dict[str, Any]:
+def vae_config(dimensions: Dimensions) -> dict[str, Any]:
+    """``vae/config.json``."""
     widths = dimensions.vae_block_out_channels
     return {
         **_class("vae"),

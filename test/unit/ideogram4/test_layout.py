@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layout of an Ideogram 4 checkpoint: complete ones pass, damage is named."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoint_damage import (
+    DAMAGES,
+    RawTensor,
+    copy_checkpoint,
+    read_raw,
+    write_raw,
+)
+from conftest import Golden
+from sglang_ext_gen.models.ideogram4.layout import (
+    WEIGHT_FILES,
+    check_checkpoint,
+    inspect,
+    recognises,
+)
+from sglang_ext_gen.models.ideogram4.tensors import (
+    text_encoder_specs,
+    transformer_specs,
+    vae_specs,
+    vision_specs,
+)
+from sglang_ext_gen.weights.layout import check_tensors, read_json, read_tensors
+
+RELEASED_TRANSFORMER = {
+    "in_channels": 128,
+    "num_layers": 34,
+    "num_attention_heads": 18,
+    "attention_head_dim": 256,
+    "intermediate_size": 12288,
+    "adaln_dim": 512,
+    "llm_features_dim": 53248,
+}
+RELEASED_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 32,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "mid_block_add_attention": True,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "patch_size": [2, 2],
+}
+
+
+@pytest.fixture
+def checkpoint(ideogram4_golden: Golden, tmp_path: Path) -> Path:
+    return copy_checkpoint(ideogram4_golden.checkpoint, tmp_path / "checkpoint")
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    """Change keys of a JSON file; None removes one."""
+    values = {**json.loads(file.read_text("utf-8")), **changes}
+    kept = {key: value for key, value in values.items() if value is not None}
+    file.write_text(json.dumps(kept), "utf-8")
+
+
+def edit_tensors(
+    file: Path, edit: Callable[[str, RawTensor], dict[str, RawTensor]]
+) -> None:
+    tensors: dict[str, RawTensor] = {}
+    for name, tensor in read_raw(file).items():
+        tensors |= edit(name, tensor)
+    write_raw(file, tensors)
+
+
+def split_attention(name: str, tensor: RawTensor) -> dict[str, RawTensor]:
+    """Rename one tensor from the vendor's layout to diffusers'."""
+    if ".attention.o." in name:
+        return {name.replace(".o.", ".to_out.0."): tensor}
+    if ".attention.qkv." not in name:
+        return {name: tensor}
+    rows, size = tensor.shape[0] // 3, len(tensor.data) // 3
+    return {
+        name.replace("qkv", part): RawTensor(
+            tensor.dtype,
+            (rows, *tensor.shape[1:]),
+            tensor.data[n * size : (n + 1) * size],
+        )
+        for n, part in enumerate(("to_q", "to_k", "to_v"))
+    }
+
+
+def without_fp8(name: str, tensor: RawTensor) -> dict[str, RawTensor]:
+    """Turn one tensor into its plain counterpart, with empty values."""
+    if name.endswith(".weight_scale"):
+        return {}
+    if tensor.dtype != "F8_E4M3":
+        return {name: tensor}
+    return {name: RawTensor("BF16", tensor.shape, bytes(2 * len(tensor.data)))}
+
+
+# --- complete checkpoints ---
+
+
+def test_golden_checkpoint_is_complete(ideogram4_golden: Golden) -> None:
+    assert recognises(ideogram4_golden.checkpoint)
+    assert check_checkpoint(ideogram4_golden.checkpoint) == []
+
+
+def test_inspect(ideogram4_golden: Golden) -> None:
+    found = {part.name: part for part in inspect(ideogram4_golden.checkpoint)}
+    assert found.keys() == WEIGHT_FILES.keys()
+    transformer, vae = found["transformer"], found["vae"]
+    assert (transformer.is_fp8, transformer.names) == (True, "vendor")
+    assert (vae.is_fp8, vae.names) == (False, None)
+    assert transformer.tensors == 19 * 3 + 23
+
+
+@pytest.mark.parametrize("is_fp8", [True, False])
+def test_diffusers_names_are_complete(checkpoint: Path, is_fp8: bool) -> None:
+    for name in ("transformer", "unconditional_transformer"):
+        file = checkpoint / name / WEIGHT_FILES[name]
+        edit_tensors(file, split_attention)
+        if not is_fp8:
+            edit_tensors(file, without_fp8)
+    assert check_checkpoint(checkpoint) == []
+    (transformer,) = (p for p in inspect(checkpoint) if p.name == "transformer")
+    assert (transformer.is_fp8, transformer.names) == (is_fp8, "diffusers")
+
+
+def test_plain_text_encoder_with_prefix_is_complete(checkpoint: Path) -> None:
+    file = checkpoint / "text_encoder" / WEIGHT_FILES["text_encoder"]
+    edit_tensors(file, without_fp8)
+    edit_tensors(file, lambda name, tensor: {f"model.{name}": tensor})
+    config = checkpoint / "text_encoder" / "config.json"
+    assert check_checkpoint(checkpoint) == [
+        "text_encoder/config.json: ideogram_fp8_weight_only is True, expected False"
+    ]
+    edit_json(config, ideogram_fp8_weight_only=None)
+    assert check_checkpoint(checkpoint) == []
+
+
+def test_shards_are_complete(checkpoint: Path) -> None:
+    file = checkpoint / "vae" / WEIGHT_FILES["vae"]
+    tensors = read_raw(file)
+    names = {name: f"part-{n % 2}.safetensors" for n, name in enumerate(tensors)}
+    for shard in set(names.values()):
+        write_raw(
+            file.with_name(shard),
+            {name: tensors[name] for name in tensors if names[name] == shard},
+        )
+    file.unlink()
+    index = file.with_name(f"{file.name}.index.json")
+    index.write_text(json.dumps({"weight_map": names}), "utf-8")
+    assert check_checkpoint(checkpoint) == []
+    file.with_name("part-1.safetensors").unlink()
+    (problem,) = check_checkpoint(checkpoint)
+    assert "part-1.safetensors is missing" in problem
+
+
+def test_without_the_unconditional_transformer(checkpoint: Path) -> None:
+    folder = checkpoint / "unconditional_transformer"
+    folder.rename(checkpoint / "elsewhere")
+    edit_json(checkpoint / "model_index.json", unconditional_transformer=None)
+    assert check_checkpoint(checkpoint, require_unconditional=False) == []
+    problems = check_checkpoint(checkpoint)
+    assert problems[0].startswith("model_index.json: unconditional_transformer is None")
+    assert any(f"{folder / 'config.json'} is missing" in text for text in problems)
+
+
+# --- damaged checkpoints ---
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damage_is_named(checkpoint: Path, damage: Callable[[Path], str]) -> None:
+    named = damage(checkpoint)
+    problems = check_checkpoint(checkpoint)
+    assert any(named in problem for problem in problems), problems
+    assert len(problems) <= 2, problems  # nothing else is blamed
+    assert recognises(checkpoint)
+
+
+def test_every_problem_is_listed(checkpoint: Path) -> None:
+    names = [damage(checkpoint) for damage in (DAMAGES[0], DAMAGES[3], DAMAGES[4])]
+    problems = "\n".join(check_checkpoint(checkpoint))
+    assert all(name in problems for name in names), problems
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "problem"),
+    [
+        ("model_index.json", {"_class_name": "Other"}, "_class_name is Other"),
+        ("model_index.json", {"vae": None}, "vae is None, expected"),
+        ("model_index.json", {"refiner": ["a", "b"]}, "unknown component 'refiner'"),
+        ("model_index.json", {"tokenizer": ["transformers", "T5"]}, "tokenizer is"),
+        ("scheduler/scheduler_config.json", {"_class_name": "Other"}, "is Other"),
+        ("tokenizer/tokenizer.json", {"added_tokens": []}, "no token <|im_start|>"),
+        ("tokenizer/tokenizer.json", {"model": None}, "has no vocabulary"),
+        ("tokenizer/tokenizer_config.json", {"chat_template": None}, "chat template"),
+        ("transformer/config.json", {"num_layers": None}, "'num_layers'"),
+        ("transformer/config.json", {"num_layers": 4}, "layers.3.attention.qkv"),
+        ("transformer/config.json", {"num_layers": 2}, "layers.2.attention.qkv"),
+        ("transformer/config.json", {"num_layers": "3"}, "transformer/config.json"),
+        ("transformer/config.json", {"adaln_dim": 64}, "adaln_proj.weight has shape"),
+        ("transformer/config.json", {"llm_features_dim": 400}, "llm_features_dim is"),
+        ("transformer/config.json", {"_class_name": "Other"}, "_class_name is Other"),
+        ("text_encoder/config.json", {"model_type": "t5"}, "model_type is t5"),
+        ("text_encoder/config.json", {"text_config": None}, "text_config"),
+        ("vae/config.json", {"shift_factor": 0.1}, "unknown key 'shift_factor'"),
+        ("vae/config.json", {"latent_channels": None}, "'latent_channels' is missing"),
+        ("vae/config.json", {"latent_channels": 16}, "in_channels is 128"),
+        ("vae/config.json", {"layers_per_block": 2}, "encoder.down_blocks.0.resnets.1"),
+        ("vae/config.json", {"block_out_channels": 16}, "a dimension is wrong"),
+        ("vae/config.json", {"act_fn": "relu"}, "act_fn is relu, expected silu"),
+        ("vae/config.json", {"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types"),
+    ],
+)
+def test_wrong_configs_are_named(
+    checkpoint: Path, file: str, changes: dict[str, object], problem: str
+) -> None:
+    edit_json(checkpoint / file, **changes)
+    problems = check_checkpoint(checkpoint)
+    assert any(problem in text for text in problems), problems
+
+
+def test_other_folders_are_not_recognised(checkpoint: Path, tmp_path: Path) -> None:
+    assert not recognises(tmp_path)
+    assert check_checkpoint(tmp_path / "nowhere") == [
+        f"{tmp_path / 'nowhere'} is not a folder"
+    ]
+    edit_json(checkpoint / "transformer" / "config.json", quantization_config={"a": 1})
+    assert not recognises(checkpoint)
+
+
+# --- tables ---
+
+
+def test_released_transformer_has_the_reported_tensors() -> None:
+    specs = list(transformer_specs(RELEASED_TRANSFORMER, names="vendor", is_fp8=True))
+    assert len(specs) == 669
+    shapes = {spec.name: spec.shape for spec in specs}
+    assert shapes["layers.33.attention.qkv.weight"] == (3 * 4608, 4608)
+    count = sum(math.prod(spec.shape) for spec in specs)
+    assert count == pytest.approx(9.3e9, rel=0.01)
+
+
+def test_vision_tower_of_the_golden_checkpoint(ideogram4_golden: Golden) -> None:
+    folder = ideogram4_golden.checkpoint / "text_encoder"
+    config = read_json(folder / "config.json")
+    specs = [
+        *text_encoder_specs(config, is_fp8=True),
+        *vision_specs(config, is_fp8=True),
+    ]
+    tensors = read_tensors(folder / WEIGHT_FILES["text_encoder"])
+    assert check_tensors(specs, tensors, where="") == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"block_out_channels": [32, 64], "layers_per_block": 1},
+        {"mid_block_add_attention": False, "use_quant_conv": False},
+    ],
+    ids=str,
+)
+def test_vae_table_is_the_class_of_diffusers(changes: dict[str, object]) -> None:
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+
+    config = {**RELEASED_VAE, **changes}
+    blocks = len(config["block_out_channels"])
+    with torch.device("meta"):
+        vae = AutoencoderKLFlux2(
+            **config,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+        )
+    expected = {name: tuple(t.shape) for name, t in vae.state_dict().items()}
+    assert {spec.name: spec.shape for spec in vae_specs(config)} == expected
+
+
+def test_a_check_imports_no_torch(ideogram4_golden: Golden) -> None:
+    import subprocess
+
+    code = (
+        "import sys; from pathlib import Path; "
+        "from sglang_ext_gen.models.ideogram4.layout import check_checkpoint; "
+        "assert not check_checkpoint(Path(sys.argv[1])); "
+        "assert not {'torch', 'diffusers', 'transformers', 'sglang'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(ideogram4_golden.checkpoint)]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[3] / "python")}
+    subprocess.run(command, check=True, env=environment)

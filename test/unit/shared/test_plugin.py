@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registration: what the entry points do, and that it works in fresh processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from sglang_ext_gen import compat, hooks, plugin
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Hook registrations, recorded instead of made; entry points start unused."""
+    calls = []
+    monkeypatch.setattr(hooks, "register_hooks", lambda *args: calls.append(args))
+    monkeypatch.delenv("SGLANG_EXT_GEN_DISABLE", raising=False)
+    # The functions are cached for the life of a process; call what is inside.
+    monkeypatch.setattr(plugin, "register_srt", plugin.register_srt.__wrapped__)
+    monkeypatch.setattr(
+        plugin, "register_diffusion", plugin.register_diffusion.__wrapped__
+    )
+    return calls
+
+
+def test_srt_processes_other_than_sglang_serve_are_left_alone(registered, monkeypatch):
+    monkeypatch.delitem(sys.modules, "sglang.cli.serve", raising=False)
+    plugin.register_srt()
+    assert registered == []
+
+
+def test_sglang_serve_gets_the_cli_hook(registered, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sglang.cli.serve", sys)
+    plugin.register_srt()
+    assert registered == [("cli",)]
+
+
+def test_nothing_happens_when_every_family_is_disabled(registered, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sglang.cli.serve", sys)
+    monkeypatch.setenv("SGLANG_EXT_GEN_DISABLE", "ideogram4")
+    plugin.register_srt()
+    plugin.register_diffusion()
+    assert registered == []
+
+
+def test_unsupported_sglang_gets_only_the_refusal(registered, monkeypatch, caplog):
+    monkeypatch.setattr(compat, "installed_sglang", lambda: "9.9.9")
+    plugin.register_diffusion()
+    assert registered == [("diffusion", (hooks.RESOLVER,))]
+    assert "Ideogram 4 FP8 will be refused" in caplog.text
+
+
+def test_misspelt_variables_are_named(registered, monkeypatch, caplog):
+    monkeypatch.setenv("SGLANG_EXT_GEN_DISABLE", "ideogram4")
+    monkeypatch.setenv("SGLANG_EXT_GEN_DISABEL", "x")
+    plugin.register_diffusion()
+    assert "SGLANG_EXT_GEN_DISABEL" in caplog.text
+
+
+# Resolves each path as SGLang's processes do and prints {path: [pipeline, config]}.
+RESOLVE = """
+import json, os, sys
+from sglang.cli.utils import get_is_diffusion_model
+found = {}
+if os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE"):
+    found["is diffusion"] = get_is_diffusion_model(sys.argv[1])
+    import sglang.srt.models.registry
+else:
+    from sglang.multimodal_gen.runtime.platforms.plugins import apply_plugin_hooks
+    apply_plugin_hooks()
+    apply_plugin_hooks()
+import sglang.multimodal_gen.registry as registry
+for path in sys.argv[1:]:
+    info = registry.get_model_info(path, backend="sglang")
+    name = registry.get_non_diffusers_pipeline_name(path)
+    found[path] = [
+        info.pipeline_cls.__module__.partition(".")[0],
+        info.pipeline_config_cls.__module__.partition(".")[0],
+        info.sampling_param_cls.__module__.partition(".")[0],
+        name,
+    ]
+registry.get_model_info.cache_clear()
+print("FOUND " + json.dumps(found))
+"""
+
+
+def resolve_in_a_fresh_process(paths, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", RESOLVE, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, **environment},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [line for line in result.stdout.splitlines() if line.startswith("FOUND ")]
+    return json.loads(lines[-1].removeprefix("FOUND "))
+
+
+@pytest.fixture
+def checkpoints(ideogram4_golden, tmp_path):
+    """Ours under a name that stock sends to diffusers, and a stock conversion."""
+    ignore = shutil.ignore_patterns("*.safetensors")
+    ours = tmp_path / "renamed-4bit-awq"
+    shutil.copytree(ideogram4_golden.checkpoint, ours, ignore=ignore)
+    nf4 = tmp_path / "ideogram-4-nf4"
+    shutil.copytree(ideogram4_golden.checkpoint, nf4, ignore=ignore)
+    config = nf4 / "transformer" / "config.json"
+    values = json.loads(config.read_text("utf-8"))
+    values["quantization_config"] = {"quant_method": "bitsandbytes"}
+    config.write_text(json.dumps(values), "utf-8")
+    return ours, nf4
+
+
+OURS = [*["sglang_ext_gen"] * 3, "Ideogram4FP8Pipeline"]
+STOCKS = [*["sglang"] * 3, None]
+
+
+@pytest.mark.slow
+def test_entry_points_take_over_our_checkpoints_and_no_other(checkpoints):
+    ours, nf4 = checkpoints
+    found = resolve_in_a_fresh_process([ours, nf4, "ideogram-ai/ideogram-4-fp8"])
+    assert found == {
+        str(ours): OURS,
+        str(nf4): STOCKS,
+        "ideogram-ai/ideogram-4-fp8": OURS,
+    }
+
+
+@pytest.mark.slow
+def test_a_disabled_family_is_given_back_to_stock(ideogram4_golden):
+    found = resolve_in_a_fresh_process(
+        [ideogram4_golden.checkpoint], SGLANG_EXT_GEN_DISABLE="ideogram4"
+    )
+    assert found == {str(ideogram4_golden.checkpoint): STOCKS}
+
+
+@pytest.mark.slow
+def test_external_model_package_works_in_both_runtimes(checkpoints):
+    ours, _ = checkpoints
+    found = resolve_in_a_fresh_process(
+        [ours],
+        SGLANG_EXTERNAL_MODEL_PACKAGE="sglang_ext_gen",
+        # No entry point is loaded: what registers is the import of the package.
+        SGLANG_PLUGINS="none",
+    )
+    assert found == {"is diffusion": True, str(ours): OURS}
