@@ -4,9 +4,13 @@
 import io
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_rgb(source: bytes | Path) -> np.ndarray:
@@ -27,3 +31,9 @@ def psnr(image: bytes | Path, reference: bytes | Path) -> float:
         raise ValueError(f"sizes differ: {first.shape} and {second.shape}")
     error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
     return math.inf if error == 0 else 10 * math.log10(255.0**2 / error)
+
+
+def decibels(image: "Tensor", reference: "Tensor") -> float:
+    """Peak signal-to-noise ratio in dB of two tensors of equal shape in [0, 1]."""
+    error = float((image.float() - reference.float()).square().mean())
+    return math.inf if error == 0 else -10 * math.log10(error)

@@ -213,6 +213,7 @@ IDEOGRAM4: tuple[BadRequest, ...] = (
         b"",
         "does not exist",
         404,
+        param="model",
         method="GET",
         path="/v1/models/other",
     ),

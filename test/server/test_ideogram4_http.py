@@ -14,6 +14,7 @@ import httpx
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
+from conftest import Golden
 from images import psnr, read_rgb
 from server.bad_requests import GOOD, IDEOGRAM4, IMAGES, BadRequest
 from server.servers import FLOAT32, Server
@@ -24,7 +25,7 @@ REFUSAL_SECONDS = 1.0
 
 
 @pytest.fixture(scope="module")
-def server(serve: Callable[..., Server], ideogram4_golden: Any) -> Server:
+def server(serve: Callable[..., Server], ideogram4_golden: Golden) -> Server:
     return serve(ideogram4_golden.checkpoint, *FLOAT32)
 
 
@@ -34,7 +35,7 @@ def openai(server: Server) -> OpenAI:
 
 
 @pytest.fixture(scope="module")
-def golden_request(ideogram4_golden: Any) -> dict[str, Any]:
+def golden_request(ideogram4_golden: Golden) -> dict[str, Any]:
     """The reference's request as arguments of ``images.generate``."""
     request = ideogram4_golden.json["request"]
     return {
@@ -52,10 +53,14 @@ def good_picture(server: Server) -> bytes:
 
 
 def picture(server: Server, body: dict[str, Any]) -> bytes:
+    [image] = pictures(server, body)
+    return image
+
+
+def pictures(server: Server, body: dict[str, Any]) -> list[bytes]:
     response = httpx.post(server.url + IMAGES, json=body, timeout=120)
     assert response.status_code == 200, response.text
-    [data] = response.json()["data"]
-    return base64.b64decode(data["b64_json"])
+    return [base64.b64decode(item["b64_json"]) for item in response.json()["data"]]
 
 
 def decoded(response: Any) -> list[bytes]:
@@ -63,7 +68,7 @@ def decoded(response: Any) -> list[bytes]:
 
 
 def test_b64_json_matches_the_reference(
-    openai: OpenAI, golden_request: dict[str, Any], ideogram4_golden: Any
+    openai: OpenAI, golden_request: dict[str, Any], ideogram4_golden: Golden
 ):
     [image] = decoded(
         openai.images.generate(**golden_request, response_format="b64_json")
@@ -95,16 +100,16 @@ def test_seeds_and_n(server: Server):
     first, second = seeded(7), seeded(8)
     assert seeded(7) == first
     assert second != first
-    body = {**GOOD, "n": 2}
-    both = httpx.post(server.url + IMAGES, json=body, timeout=120).json()["data"]
-    assert [base64.b64decode(item["b64_json"]) for item in both] == [first, second]
+    both = pictures(server, {**GOOD, "n": 2})
+    # A batch of two sums in another order: some values fall on the other side of a
+    # rounding boundary. Measured: one level in 44 of 196,608 values, 85 dB.
+    assert len(both) == 2
+    assert psnr(both[0], first) >= 70
+    assert psnr(both[1], second) >= 70
 
 
 def test_the_largest_seed_and_n_work_together(server: Server):
-    body = {**GOOD, "seed": 2**53 - 1, "n": 2}
-    response = httpx.post(server.url + IMAGES, json=body, timeout=120)
-    assert response.status_code == 200, response.text
-    assert len(response.json()["data"]) == 2
+    assert len(pictures(server, {**GOOD, "seed": 2**53 - 1, "n": 10})) == 10
 
 
 def test_size_is_width_by_height(server: Server):
@@ -129,7 +134,7 @@ def test_concurrent_requests_equal_single_ones(server: Server):
     assert together == alone
 
 
-def test_health_and_models(server: Server, openai: OpenAI, ideogram4_golden: Any):
+def test_health_and_models(server: Server, openai: OpenAI, ideogram4_golden: Golden):
     assert httpx.get(f"{server.url}/health").status_code == 200
     [model] = openai.models.list().data
     assert model.id == str(ideogram4_golden.checkpoint)
@@ -171,3 +176,21 @@ def test_bad_requests_are_refused_and_leave_no_trace(
 def test_the_server_wrote_only_its_own_outputs(server: Server):
     written = {path.name for path in server.folder.iterdir()}
     assert written <= {"server.log", "outputs", "inputs", "logs"}
+
+
+def test_a_dead_worker_is_reported(server: Server):
+    """The last test of the module: no picture comes out of this server again."""
+    long = {**GOOD, "size": "1024x1024", "num_inference_steps": 200}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(httpx.post, server.url + IMAGES, json=long, timeout=120)
+        time.sleep(2)
+        for process in server.processes()[1:]:
+            if "multiprocessing.spawn" in " ".join(process.cmdline()):
+                process.kill()
+        response = running.result()
+    assert response.status_code >= 500
+    assert "worker" in response.json()["error"]["message"]
+    assert httpx.get(f"{server.url}/health").status_code == 503
+    late = httpx.post(server.url + IMAGES, json=GOOD)
+    assert late.status_code == 503
+    assert "worker" in late.json()["error"]

@@ -153,14 +153,9 @@ def _check_model(name: Any, model: ServedModel) -> None:
 
 def _check_prompt_type(prompt: Any) -> None:
     """HTTP takes one prompt a request, unlike the other doors."""
-    if prompt is None:
-        raise RequestError("prompt", "missing, expected a string")
-    if not isinstance(prompt, str):
+    if prompt is not None and not isinstance(prompt, str):
         kind = type(prompt).__name__
         raise RequestError("prompt", f"a {kind} given, expected a string")
-    # JSON can escape half of a surrogate pair; no tokenizer can encode it.
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise RequestError("prompt", "holds half of a surrogate pair, expected text")
 
 
 def _spell_as_family(given: dict[str, Any]) -> dict[str, str]:

@@ -87,7 +87,9 @@ def restate_error(
     detail = reply.get("detail", reply.get("error"))
     if isinstance(detail, str):
         name = detail.partition(":")[0]
-        return error_object(status, detail, name if name in fields else None)
+        if name in fields:
+            return error_object(status, detail, name, "invalid_value")
+        return error_object(status, detail)
     if isinstance(detail, list) and detail:
         return _restate_validation(status, detail[0])
     return None

@@ -6,40 +6,15 @@ Tolerances are golden.json's ``suggested_thresholds``.
 
 import pytest
 import torch
-from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
 from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
-from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
-from torch import Tensor
 
 from conftest import Golden
+from images import decibels
 from sglang_ext_gen.models.ideogram4.packing import image_position_ids, pack_text
 from sglang_ext_gen.models.ideogram4.stages import draw_noise
 from sglang_ext_gen.models.ideogram4.text_encoder import tokenize_prompt
 
 pytestmark = pytest.mark.slow
-
-
-def decibels(image: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio of two tensors in [0, 1]."""
-    return float(-10 * torch.log10((image - reference).square().mean()))
-
-
-def run_pipeline(loaded, prompts: list[str], seeds: list[int], **fields) -> list:
-    """Run the real pipeline in this process, the prompts as one group."""
-    server_args = loaded.server_args
-    requests = [
-        Req(
-            sampling_params=SamplingParams.from_user_sampling_params_args(
-                server_args.model_path,
-                server_args=server_args,
-                **{"prompt": prompt, "seed": seed, "height": 256, "width": 256},
-                **fields,
-            )
-        )
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
-    with torch.inference_mode():
-        return loaded.pipeline.forward_batch(requests, server_args)
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +87,7 @@ def test_every_latent_and_the_image(
     float32_pipeline, ideogram4_golden, limits, prompt
 ) -> None:
     golden = ideogram4_golden
-    (output,) = run_pipeline(
-        float32_pipeline, [prompt], [42], return_trajectory_latents=True
-    )
+    (output,) = float32_pipeline.run([prompt], [42], return_trajectory_latents=True)
     trajectory = output.trajectory_latents[0]
     for step in range(20):
         expected = golden.tensor(f"latents_after_step{step:02d}").float()
@@ -130,8 +103,7 @@ def test_free_steps_guidance_and_schedule(
     float32_pipeline, ideogram4_golden, prompt
 ) -> None:
     golden = ideogram4_golden
-    (output,) = run_pipeline(
-        float32_pipeline,
+    (output,) = float32_pipeline.run(
         [prompt],
         [42],
         return_trajectory_latents=True,
@@ -151,10 +123,10 @@ def test_left_padded_batch_equals_the_reference_and_the_singles(
         for name in ("num_inference_steps", "guidance_schedule", "mu", "std")
     }
     fields["return_trajectory_latents"] = True
-    batch = run_pipeline(float32_pipeline, case["prompts"], [42, 43], **fields)
+    batch = float32_pipeline.run(case["prompts"], [42, 43], **fields)
     expected = golden.tensor("batch2_latents_final").float()
     for row, (output, prompt) in enumerate(zip(batch, case["prompts"], strict=True)):
         latents = output.trajectory_latents[0, -1]
         assert (latents - expected[row]).abs().max() < 0.02
-        (single,) = run_pipeline(float32_pipeline, [prompt], [42 + row], **fields)
+        (single,) = float32_pipeline.run([prompt], [42 + row], **fields)
         assert decibels(output.output, single.output) > 80

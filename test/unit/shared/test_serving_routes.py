@@ -225,6 +225,7 @@ def test_stock_errors_are_restated():
     assert error["param"] == "count"
     error = error_of(served.get("/request-error"), 400)
     assert (error["message"], error["param"]) == ("preset: too late", "preset")
+    assert error["code"] == "invalid_value"
     assert error_of(served.get("/text"), 503)["message"] == "worker exited"
     assert error_of(served.get("/nowhere"), 404)["message"] == "Not Found"
 

@@ -67,6 +67,7 @@ WEIGHT_FILES = {
 _TEXT_ENCODER_CLASSES = [["Qwen3VLModel"], ["Qwen3VLForConditionalGeneration"]]
 # Far above any release: keeps a wrong layer count from filling the memory.
 _MAX_TENSORS = 100_000
+_SHOWN_PROBLEMS = 5  # spelled out in one error; the rest is counted
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 # All keys of vae/config.json; another one would be another model.
@@ -107,6 +108,21 @@ class ComponentSummary:
     nbytes: int
     is_fp8: bool
     names: Names | None
+
+
+def refuse_damage(path: Path, *, require_unconditional: bool) -> None:
+    """Raise unless ``check_checkpoint`` finds nothing.
+
+    Raises:
+        CheckpointError: Names the first problems and how to see all of them.
+    """
+    problems = check_checkpoint(path, require_unconditional=require_unconditional)
+    if problems:
+        shown = "; ".join(problems[:_SHOWN_PROBLEMS])
+        raise CheckpointError(
+            f"{path}: {len(problems)} problem(s): {shown}. Run "
+            f"`sglang-ext-gen doctor --model {path}` for all of them"
+        )
 
 
 def recognises(path: Path) -> bool:

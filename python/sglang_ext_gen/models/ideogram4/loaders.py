@@ -17,7 +17,11 @@ from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.precision import resolve_component_precision
 from torch import nn
 
-from sglang_ext_gen.layers.fp8_linear import finalize_fp8_linears, tensor_parallel
+from sglang_ext_gen.layers.fp8_linear import (
+    check_fp8_mode,
+    finalize_fp8_linears,
+    tensor_parallel,
+)
 from sglang_ext_gen.models.ideogram4.config import (
     Ideogram4TextEncoderConfig,
     Ideogram4TransformerConfig,
@@ -116,8 +120,10 @@ class _StrictLoader(ComponentLoader):
         device = self.target_device(
             server_args.should_start_component_on_cpu(component_name)
         )
+        mode = server_args.pipeline_config.fp8_mode
+        check_fp8_mode(mode, dtype)
         module = self.build(Path(component_model_path), component_name, dtype, device)
-        finalize_fp8_linears(module, server_args.pipeline_config.fp8_mode, dtype)
+        finalize_fp8_linears(module, mode, dtype)
         return module
 
     def build(

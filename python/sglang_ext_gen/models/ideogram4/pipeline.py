@@ -14,9 +14,11 @@ from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import 
 )
 from sglang.multimodal_gen.runtime.pipelines_core.stages import InputValidationStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
+from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import (
+    maybe_download_model,
+)
 
-from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.ideogram4.layout import check_checkpoint
+from sglang_ext_gen.models.ideogram4.layout import refuse_damage
 from sglang_ext_gen.models.ideogram4.loaders import (
     Ideogram4TextEncoderLoader,
     Ideogram4TransformerLoader,
@@ -29,8 +31,6 @@ from sglang_ext_gen.models.ideogram4.stages import (
 from sglang_ext_gen.weights.layout import read_json
 
 logger = logging.getLogger(__name__)
-
-_SHOWN_PROBLEMS = 5
 
 
 class Ideogram4FP8Pipeline(ComposedPipelineBase):
@@ -60,20 +60,18 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
         return super().load_modules(server_args, loaded_modules)
 
     def _load_config(self) -> dict[str, Any]:
-        config = super()._load_config()
+        # Before stock looks: it would ask the hub for what a folder lacks.
+        if not Path(self.model_path).is_dir():
+            self.model_path = maybe_download_model(
+                self.model_path, force_diffusers_model=True
+            )
         assert self.server_args is not None
-        problems = check_checkpoint(
+        refuse_damage(
             Path(self.model_path),
             require_unconditional=self.server_args.pipeline_config.load_unconditional,
         )
-        if problems:
-            shown = "; ".join(problems[:_SHOWN_PROBLEMS])
-            raise CheckpointError(
-                f"{self.model_path}: {len(problems)} problem(s): {shown}. Run "
-                f"`sglang-ext-gen doctor --model {self.model_path}` for all of them"
-            )
-        _fit_sequence_exchange(self.server_args, Path(self.model_path))
-        return config
+        _fit_sequence_exchange(Path(self.model_path), self.server_args)
+        return super()._load_config()
 
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
         """Text encoding, denoising, decoding; each states its disaggregated role."""
@@ -100,7 +98,7 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
         )
 
 
-def _fit_sequence_exchange(server_args: ServerArgs, folder: Path) -> None:
+def _fit_sequence_exchange(folder: Path, server_args: ServerArgs) -> None:
     """Gather keys and values where Ulysses cannot deal the heads out evenly."""
     heads = read_json(folder / "transformer" / "config.json")["num_attention_heads"]
     ranks = server_args.ulysses_degree

@@ -7,6 +7,7 @@ architecture is not here: each loader reads it from the checkpoint.
 
 import argparse
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sglang.multimodal_gen.configs.models import DiTConfig, VAEConfig
@@ -19,6 +20,7 @@ from sglang.multimodal_gen.runtime.utils.argparse import StoreBoolean
 
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.layers.fp8_linear import FP8_MODES
+from sglang_ext_gen.models.ideogram4.layout import refuse_damage
 
 
 @dataclass
@@ -71,10 +73,14 @@ class Ideogram4FP8PipelineConfig(ImagePipelineConfig):
         return True
 
     def validate_server_args(self, server_args: Any) -> None:
-        """Refuse options that this pipeline does not implement.
+        """Refuse options that this pipeline does not implement, and damage.
+
+        A local checkpoint is checked here, in the user's own process: the workers
+        would find the same a minute later.
 
         Raises:
             ConfigError: Names the option and what is allowed.
+            CheckpointError: Names what is wrong with the checkpoint.
         """
         if self.fp8_mode not in FP8_MODES:
             raise ConfigError(
@@ -93,3 +99,6 @@ class Ideogram4FP8PipelineConfig(ImagePipelineConfig):
                 "enable_cfg_parallel: needs the unconditional transformer, which "
                 "load_unconditional=False leaves out"
             )
+        folder = Path(server_args.model_path)
+        if folder.is_dir():
+            refuse_damage(folder, require_unconditional=self.load_unconditional)
