@@ -90,6 +90,16 @@ HOOKS: tuple[Hook, ...] = (
         "model's own table of fields.",
     ),
     Hook(
+        target=f"{_ENTRYPOINTS}.openai.utils.build_sampling_params",
+        kind="around",
+        replacement="sglang_ext_gen.serving.edits:build_sampling_params",
+        runtime="diffusion",
+        reason="Stock's edits route reads a fixed list of form fields: sigmas, "
+        "max_sequence_length and a family's own fields are dropped.",
+        remove_when="The edits route reads image_request_extra_fields, as the "
+        "generations route does.",
+    ),
+    Hook(
         target="sglang.cli.utils.get_is_diffusion_model",
         kind="around",
         replacement="sglang_ext_gen.resolution:get_is_diffusion_model",

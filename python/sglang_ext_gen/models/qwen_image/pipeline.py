@@ -10,9 +10,6 @@ from sglang.multimodal_gen.runtime.pipelines.qwen_image import (
     QwenImageEditPlusPipeline,
     QwenImagePipeline,
 )
-from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import (
-    ComposedPipelineBase,
-)
 from sglang.multimodal_gen.runtime.pipelines_core.diffusion_scheduler_utils import (
     calculate_linear_shift,
 )
@@ -28,6 +25,8 @@ from sglang_ext_gen.models.qwen_image.layout import (
     check_checkpoint,
     takes_one_reference,
 )
+from sglang_ext_gen.models.qwen_image.loaders import QwenImageTransformerLoader
+from sglang_ext_gen.models.qwen_image.lora import AccountedLoRAPipeline
 from sglang_ext_gen.models.qwen_image.request import PIXELS_PER_TOKEN
 from sglang_ext_gen.models.qwen_image.stages import (
     QwenImageDenoisingStage,
@@ -46,8 +45,12 @@ ModelRegistry.register_model(
 )
 
 
-class _CheckedPipeline(ComposedPipelineBase):
+class _CheckedPipeline(AccountedLoRAPipeline):
     """The stages that generation and edits share; a checkpoint is checked first."""
+
+    component_loaders = {  # noqa: RUF012  (SGLang declares it so)
+        "transformer": QwenImageTransformerLoader
+    }
 
     def _load_config(self) -> dict[str, Any]:
         config = super()._load_config()

@@ -43,7 +43,8 @@ _COMMON: tuple[RequestField, ...] = (
         "num_inference_steps",
         "int",
         "Denoising steps; 50 by default, 40 for edits.",
-        minimum=1,
+        # The released schedules end at ``shift_terminal``, which takes two.
+        minimum=2,
         maximum=200,
     ),
     RequestField(

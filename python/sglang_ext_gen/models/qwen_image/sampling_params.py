@@ -6,6 +6,7 @@ these classes only carry them through SGLang and have them checked before a requ
 queued.
 """
 
+import functools
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,35 @@ class QwenImageExtSamplingParams(SamplingParams):
         return name in vars(self).get("_explicit_fields", ())
 
 
+def _check_prompt_lengths(checked: dict[str, Any], model_path: str) -> None:
+    """Refuse an edit's prompt beyond ``max_sequence_length``.
+
+    It cannot be cut as for text to image: what follows it belongs to the template.
+    """
+    limit = checked["max_sequence_length"]
+    prompts = checked["prompt"]
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    for prompt in [*prompts, checked.get("negative_prompt", "")]:
+        length = len(_tokenizer(model_path)(prompt)["input_ids"])
+        if length > limit:
+            raise RequestError(
+                "max_sequence_length",
+                f"{limit} given, but a prompt of {length} tokens",
+            )
+
+
+@functools.cache
+def _tokenizer(model_path: str) -> Any:
+    """The tokenizer of a checkpoint (transformers), once per process."""
+    from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import (
+        maybe_download_model,
+    )
+    from transformers import AutoTokenizer
+
+    folder = Path(maybe_download_model(model_path, force_diffusers_model=True))
+    return AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+
 @dataclass
 class QwenImageEditExtSamplingParams(QwenImageExtSamplingParams):
     """One edit; see ``EDIT_REQUEST_FIELDS`` for the fields.
@@ -159,6 +189,8 @@ class QwenImageEditExtSamplingParams(QwenImageExtSamplingParams):
         is_first = takes_one_reference(Path(server_args.model_path))
         check_references(self.image_path, 1 if is_first else MAX_REFERENCES)
         checked = self._check_fields(EDIT_REQUEST_FIELDS, check_edit_request)
+        if "max_sequence_length" in checked:
+            _check_prompt_lengths(checked, server_args.model_path)
         for name in ("width", "height"):
             if name in checked:
                 self._explicit_fields = {*vars(self).get("_explicit_fields", ()), name}
