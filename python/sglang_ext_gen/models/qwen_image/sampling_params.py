@@ -65,7 +65,8 @@ class QwenImageExtSamplingParams(SamplingParams):
     height: int | None = DEFAULT_SIZE  # type: ignore[assignment]
     width: int | None = DEFAULT_SIZE  # type: ignore[assignment]
     num_inference_steps: int = 50
-    guidance_scale: float | None = None  # type: ignore[assignment]
+    # Another name of true_cfg_scale where a user gives it; SGLang wants a number.
+    guidance_scale: float = 1.0
     sigmas: list[float] | None = None
     latents: torch.Tensor | None = None
 
@@ -79,8 +80,9 @@ class QwenImageExtSamplingParams(SamplingParams):
         return uses_guidance(self._scale(), self.negative_prompt)
 
     def _scale(self) -> float:
-        scales = (self.true_cfg_scale, self.guidance_scale, DEFAULT_TRUE_CFG_SCALE)
-        return next(scale for scale in scales if scale is not None)
+        if self.true_cfg_scale is not None:
+            return self.true_cfg_scale
+        return DEFAULT_TRUE_CFG_SCALE
 
     def _validate(self) -> None:
         super()._validate()
@@ -93,7 +95,7 @@ class QwenImageExtSamplingParams(SamplingParams):
         checked = self._check(server_args)
         self.num_inference_steps = checked["num_inference_steps"]
         self.true_cfg_scale = checked.get("true_cfg_scale", DEFAULT_TRUE_CFG_SCALE)
-        # The base class would strip the negative prompt and name a guidance of 1.
+        # The base class would strip the negative prompt.
         negative_prompt = self.negative_prompt
         super()._adjust(server_args)
         self.negative_prompt = negative_prompt
@@ -107,6 +109,8 @@ class QwenImageExtSamplingParams(SamplingParams):
 
     def _check_fields(self, known: Any, check: Any) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in known}
+        if not self._is_explicit("guidance_scale"):
+            values["guidance_scale"] = None
         # The class's own default must not contradict a schedule of another length.
         if self.sigmas is not None and not self._is_explicit("num_inference_steps"):
             values["num_inference_steps"] = None
