@@ -32,6 +32,8 @@ class Hook:
             runtime, ``cli`` hooks in the process of ``sglang serve`` before it knows
             which runtime a model needs, ``srt`` hooks in every process of the language
             model runtime, ``srt_cpu`` hooks where one of our models runs on CPU.
+        device: ``cpu`` hooks are applied only where the diffusion runtime uses the
+            CPU.
         reason: Why stock's behaviour is not enough.
         remove_when: What would make the hook unnecessary.
     """
@@ -42,9 +44,11 @@ class Hook:
     runtime: Runtime
     reason: str
     remove_when: str
+    device: Literal["any", "cpu"] = "any"
 
 
 _ENTRYPOINTS = "sglang.multimodal_gen.runtime.entrypoints"
+_LAYERNORM = "sglang.multimodal_gen.runtime.layers.layernorm"
 
 HOOKS: tuple[Hook, ...] = (
     Hook(
@@ -87,6 +91,16 @@ HOOKS: tuple[Hook, ...] = (
         "model's own table of fields.",
     ),
     Hook(
+        target=f"{_ENTRYPOINTS}.openai.utils.build_sampling_params",
+        kind="around",
+        replacement="sglang_ext_gen.serving.edits:build_sampling_params",
+        runtime="diffusion",
+        reason="Stock's edits route reads a fixed list of form fields: sigmas, "
+        "max_sequence_length and a family's own fields are dropped.",
+        remove_when="The edits route reads image_request_extra_fields, as the "
+        "generations route does.",
+    ),
+    Hook(
         target="sglang.cli.utils.get_is_diffusion_model",
         kind="around",
         replacement="sglang_ext_gen.resolution:get_is_diffusion_model",
@@ -120,6 +134,37 @@ HOOKS: tuple[Hook, ...] = (
         reason="The three-axis rotation of Ming has a Triton kernel only.",
         remove_when="BailingMRotaryEmbedding has a torch form.",
     ),
+    Hook(
+        target=f"{_LAYERNORM}._NormScaleShift.forward_cpu",
+        kind="around",
+        replacement="sglang_ext_gen.platforms.cpu_kernels:norm_scale_shift",
+        runtime="diffusion",
+        device="cpu",
+        reason="The published x86 wheel lacks fused_norm_scale_shift_cpu, so stock's "
+        "Qwen-Image fails at its first step on a CPU.",
+        remove_when="The wheel has the kernel, or the layer goes on without it.",
+    ),
+    Hook(
+        target=f"{_LAYERNORM}._ScaleResidualNormScaleShift.forward_cpu",
+        kind="around",
+        replacement="sglang_ext_gen.platforms.cpu_kernels:"
+        "scale_residual_norm_scale_shift",
+        runtime="diffusion",
+        device="cpu",
+        reason="As above, for fused_scale_residual_norm_scale_shift_cpu.",
+        remove_when="As above.",
+    ),
+    Hook(
+        target="sglang.multimodal_gen.runtime.models.encoders.qwen_vl_rope."
+        "build_qwen_vl_text_rope",
+        kind="around",
+        replacement="sglang_ext_gen.platforms.cpu_kernels:build_qwen_vl_text_rope",
+        runtime="diffusion",
+        device="cpu",
+        reason="The class that stock builds imports a kernel of vLLM where there is "
+        "no accelerator; the text encoders need only its plain arithmetic.",
+        remove_when="MRotaryEmbedding can be constructed on a CPU without vLLM.",
+    ),
 )
 
 # The row that is enough to refuse our models on an SGLang release we do not support.
@@ -136,7 +181,7 @@ def register_hooks(runtime: Runtime, rows: tuple[Hook, ...] = HOOKS) -> None:
 
     registry = _registry(runtime)
     for hook in rows:
-        if hook.runtime != runtime:
+        if hook.runtime != runtime or not _is_wanted_here(hook):
             continue
         _keep_cache_methods(_find(hook.target))
         registry.register(hook.target, resolve(hook.replacement), HookType(hook.kind))
@@ -150,8 +195,20 @@ def apply_hooks(runtime: Runtime) -> None:
 def applied_hooks(runtime: Runtime) -> dict[str, bool]:
     """Target of each row of one runtime -> whether it is in force in this process."""
     patched = _registry(runtime)._patched
-    targets = (hook.target for hook in HOOKS if hook.runtime == runtime)
+    targets = (
+        hook.target
+        for hook in HOOKS
+        if hook.runtime == runtime and _is_wanted_here(hook)
+    )
     return {target: target in patched for target in targets}
+
+
+def _is_wanted_here(hook: Hook) -> bool:
+    if hook.device == "any":
+        return True
+    from sglang.multimodal_gen.runtime.platforms import current_platform
+
+    return current_platform.is_cpu()
 
 
 def _registry(runtime: Runtime) -> "type[HookRegistry]":

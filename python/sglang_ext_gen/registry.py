@@ -65,6 +65,7 @@ class ModelFamily:
 
 _IDEOGRAM4 = "sglang_ext_gen.models.ideogram4"
 _LANCE = "sglang_ext_gen.models.lance"
+_QWEN_IMAGE = "sglang_ext_gen.models.qwen_image"
 
 FAMILIES: tuple[ModelFamily, ...] = (
     ModelFamily(
@@ -98,6 +99,42 @@ FAMILIES: tuple[ModelFamily, ...] = (
         demo_requests=f"{_LANCE}.demo:demo_requests",
         hf_model_paths=("bytedance-research/Lance",),
         http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
+    ),
+    ModelFamily(
+        name="qwen_image",
+        title="Qwen-Image",
+        pipeline=f"{_QWEN_IMAGE}.pipeline:QwenImageExtPipeline",
+        pipeline_config=f"{_QWEN_IMAGE}.pipeline_config:QwenImageExtPipelineConfig",
+        sampling_params=f"{_QWEN_IMAGE}.sampling_params:QwenImageExtSamplingParams",
+        request_fields=f"{_QWEN_IMAGE}.request:REQUEST_FIELDS",
+        load_options=f"{_QWEN_IMAGE}.options:LOAD_OPTIONS",
+        check_request=f"{_QWEN_IMAGE}.request:check_request",
+        check_checkpoint=f"{_QWEN_IMAGE}.layout:check_checkpoint",
+        recognises=f"{_QWEN_IMAGE}.layout:recognises",
+        write_tiny=f"{_QWEN_IMAGE}.tiny:write_tiny",
+        demo_requests=f"{_QWEN_IMAGE}.demo:demo_requests",
+        hf_model_paths=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
+        http_routes=("/v1/images/generations",),
+    ),
+    ModelFamily(
+        name="qwen_image_edit",
+        title="Qwen-Image-Edit",
+        pipeline=f"{_QWEN_IMAGE}.pipeline:QwenImageEditExtPipeline",
+        pipeline_config=f"{_QWEN_IMAGE}.pipeline_config:QwenImageEditExtPipelineConfig",
+        sampling_params=f"{_QWEN_IMAGE}.sampling_params:QwenImageEditExtSamplingParams",
+        request_fields=f"{_QWEN_IMAGE}.request:EDIT_REQUEST_FIELDS",
+        load_options=f"{_QWEN_IMAGE}.options:LOAD_OPTIONS",
+        check_request=f"{_QWEN_IMAGE}.request:check_edit_request",
+        check_checkpoint=f"{_QWEN_IMAGE}.layout:check_checkpoint",
+        recognises=f"{_QWEN_IMAGE}.layout:recognises_edit",
+        write_tiny=f"{_QWEN_IMAGE}.tiny:write_tiny_edit",
+        demo_requests=f"{_QWEN_IMAGE}.demo:edit_demo_requests",
+        hf_model_paths=(
+            "Qwen/Qwen-Image-Edit",
+            "Qwen/Qwen-Image-Edit-2509",
+            "Qwen/Qwen-Image-Edit-2511",
+        ),
+        http_routes=("/v1/images/edits",),
     ),
 )
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that stock SGLang lacks; see ``cpu_reference``."""
+"""What SGLang needs to run where it was not meant to: on a CPU."""

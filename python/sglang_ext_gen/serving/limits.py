@@ -22,3 +22,12 @@ MAX_BODY_SECONDS = 30.0
 
 # Names and values that a client sent are cut to this many characters in a message.
 MAX_ECHOED_CHARACTERS = 60
+
+# A form with pictures: an edit. Ten photographs of 6 MB each.
+MAX_FORM_BODY_BYTES = 64 << 20
+
+# Parts of a form of one kind, files or texts; every field of a request once.
+MAX_FORM_PARTS = 256
+
+# Pictures in one edit, over all families; each family may take fewer.
+MAX_IMAGES = 16

@@ -18,6 +18,10 @@ from sglang_ext_gen.errors import ExtGenError
 from sglang_ext_gen.serving.limits import MAX_ECHOED_CHARACTERS
 
 
+# Fields that have another name over HTTP than in Python.
+_HTTP_NAMES = {"image_path": "image"}
+
+
 class Refusal(ExtGenError):
     """A request that gets an error reply instead of being run.
 

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.serving import bodies, images, limits, media, uploads
+from sglang_ext_gen.serving import bodies, edits, images, limits, media, uploads
 from sglang_ext_gen.serving.replies import OpenAIErrors, Refusal, shorten
 from sglang_ext_gen.serving.served_model import ServedModel, ServerArgs, served_model
 
@@ -116,6 +116,9 @@ class RequestGuard:
         method, path = scope["method"], scope["path"]
         headers = Headers(scope=scope)
         if path in self._model.routes and method == "POST":
+            if path == edits.PATH and images.PATH not in self._model.routes:
+                return await self._checked_edit_request(scope, receive)
+            # A family that generates too runs its edits through that route.
             if path in (media.EDITS, media.VIDEOS):
                 return await self._checked_media_request(scope, receive, folders)
             return await self._checked_image_request(scope, receive)
@@ -179,6 +182,16 @@ class RequestGuard:
                 fields = bodies.unwrap_fields(bodies.parse_json_object(body))
             checked = media.checked_video_body(fields, form, self._model)
         return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
+    async def _checked_edit_request(
+        self, scope: Scope, receive: Receive
+    ) -> tuple[Scope, Receive]:
+        headers = Headers(scope=scope)
+        body = await bodies.read_body(headers, receive, limits.MAX_FORM_BODY_BYTES)
+        edits.check_content_type(headers)
+        kind, form = await edits.checked_edit_form(headers, body, self._model)
+        scope, receive = _with_body(scope, receive, form)
+        MutableHeaders(scope=scope)["content-type"] = kind
+        return scope, receive
 
     def _closed_route(self, method: str, path: str) -> Refusal:
         if path in CONTROL_ROUTES:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.registry import family_of_config, resolve
+from sglang_ext_gen.request_fields import RequestField
 
 TEXT_KINDS = ("str", "strs")
 
@@ -24,6 +25,7 @@ class ServedModel:
     Args:
         title: Name of the family for people.
         fields: Names of the family's request fields that HTTP may set.
+        table: The same fields, with their types.
         routes: Paths of the POST routes that this family serves.
         check: Checks the fields alone and together; returns them in their own
             types; raises ``RequestError``.
@@ -37,6 +39,7 @@ class ServedModel:
     routes: frozenset[str]
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
     texts: frozenset[str] = frozenset()
+    table: tuple[RequestField, ...] = ()
     allows_control: bool = False
 
 
@@ -52,5 +55,6 @@ def served_model(server_args: ServerArgs) -> ServedModel | None:
         routes=frozenset(family.http_routes),
         check=resolve(family.check_request),
         texts=frozenset(field.name for field in fields if field.kind in TEXT_KINDS),
+        table=tuple(field for field in fields if field.doors == "all"),
         allows_control=envs.allows_control_routes(),
     )

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen-Image and Qwen-Image-Edit: stock SGLang's models, and what stock lacks.
+
+The transformer, the text encoder, the VAE, the scheduler and the denoising loop are
+stock SGLang's own classes. What is added here is listed in ``README.md``, each line
+with its test. Source of every rule: the Qwen-Image pipelines of diffusers 0.37.
+
+Data flow, in the order of the files:
+
+    request.py          request fields and checks              (no heavy import)
+    references.py       reference pictures: limits and sizes   (no heavy import)
+    sampling_params.py  the same fields as SGLang's SamplingParams
+    stages.py           text [1, T, D]; references and noise -> latents [B, I, C]
+    pipeline_config.py  what stock's stages ask: positions, masks, sizes
+    pipeline.py         components and stage order
+    quantization.py     FP8 weights behind stock's linears
+    loaders.py          shard by shard into those
+    lora.py             adapters, with an account of every key
+    layout.py tiny.py   checkpoint side
+
+Two rows of the registry: ``qwen_image`` draws from text, ``qwen_image_edit`` changes
+pictures (Qwen-Image-Edit, -2509 and -2511).
+
+Shape legend: B batch, T text tokens, I image tokens (16 x 16 pixels each) of the
+picture and, in edits, of all references behind it, D hidden size, C = 64 packed
+latent channels.
+"""

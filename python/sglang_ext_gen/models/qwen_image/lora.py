@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA adapters with an account of every key.
+
+Stock's loading and merging, with four contracts added:
+
+- a key of an adapter that reaches no layer is an error that lists it (stock logs it);
+- ``alpha`` may be any number (stock cuts it to an integer, so 0.5 becomes 0);
+- what is in force is what was asked for: an adapter is loaded again when its file or
+  its alpha changed since (stock goes by name and path alone);
+- ``list_loras`` says how many layers each adapter matched.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sglang.multimodal_gen.runtime.pipelines_core import LoRAPipeline
+from torch import Tensor
+
+from sglang_ext_gen.errors import CheckpointError, ConfigError
+
+_SHOWN_KEYS = 8
+_PARTS = (".lora_A", ".lora_B")
+# Values beside A and B that stock's loader understands.
+_OTHER_PARTS = (".alpha", ".lora_output_offset")
+
+
+@dataclass(frozen=True)
+class AdapterAccount:
+    """What is known of a loaded adapter.
+
+    Args:
+        fingerprint: Hash of its file, and the alpha that overrules the file's.
+        matched_layers: Layers that it changes.
+    """
+
+    fingerprint: str
+    matched_layers: int
+
+
+class AccountedLoRAPipeline(LoRAPipeline):
+    """A pipeline whose adapters are accounted for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Before the base class, which may load an adapter at once.
+        self.lora_accounts: dict[str, AdapterAccount] = {}
+        super().__init__(*args, **kwargs)
+
+    def set_lora(
+        self,
+        lora_nickname: str | list[str],
+        lora_path: str | None | list[str | None] = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As stock's; see the module docstring for what is added.
+
+        Raises:
+            ConfigError: The transformer holds FP8 weights.
+            CheckpointError: A key of an adapter reaches no layer.
+        """
+        if self.server_args.pipeline_config.weight_format == "fp8":
+            raise ConfigError(
+                "LoRA needs the released weights: an adapter cannot be merged into "
+                "FP8 without rounding it away; start without weight_format fp8"
+            )
+        alphas = kwargs.get("lora_alpha")
+        for nickname, path, alpha in _rows(lora_nickname, lora_path, alphas):
+            account = self.lora_accounts.get(nickname)
+            if path is None or account is None:
+                continue
+            if account.fingerprint != fingerprint(path, alpha):
+                # Stock loads an adapter again when it does not know its path.
+                self._forget(nickname)
+        super().set_lora(lora_nickname, lora_path, *args, **kwargs)
+
+    def load_lora_adapter(
+        self,
+        lora_path: str,
+        lora_nickname: str,
+        rank: int,
+        weight_name: str | None = None,
+        lora_alpha: float | None = None,
+    ) -> None:
+        """As stock's, then match every key with a layer.
+
+        Raises:
+            CheckpointError: Lists the first keys that reach no layer.
+        """
+        super().load_lora_adapter(
+            lora_path, lora_nickname, rank, weight_name, lora_alpha
+        )
+        adapter = self.lora_adapters[lora_nickname]
+        lost = unmatched_keys(adapter, self.lora_layers)
+        if lost:
+            self._forget(lora_nickname)
+            shown = ", ".join(lost[:_SHOWN_KEYS])
+            raise CheckpointError(
+                f"{lora_path}: {len(lost)} of {len(adapter)} keys match no layer of "
+                f"the transformer ({shown}); this adapter is for another model"
+            )
+        fold_alpha(adapter, self.loaded_adapter_alphas[lora_nickname])
+        self.lora_accounts[lora_nickname] = AdapterAccount(
+            fingerprint(lora_path, lora_alpha), len(_layers(adapter))
+        )
+
+    def get_lora_status(self) -> dict[str, Any]:
+        """Stock's, with ``matched_layers`` and ``fingerprint`` of each adapter."""
+        status = super().get_lora_status()
+        for entry in status["loaded_adapters"]:
+            account = self.lora_accounts[entry["nickname"]]
+            entry["matched_layers"] = account.matched_layers
+            entry["fingerprint"] = account.fingerprint
+        return status
+
+    def _forget(self, nickname: str) -> None:
+        self.lora_accounts.pop(nickname, None)
+        self.lora_adapters.pop(nickname, None)
+        self.loaded_adapter_paths.pop(nickname, None)
+        self.loaded_adapter_alphas.pop(nickname, None)
+
+
+def fingerprint(path: str, alpha: float | None) -> str:
+    """What decides an adapter's effect: the content of its files, and ``alpha``.
+
+    A path that is not on this machine (a Hugging Face id) stands for its content.
+    """
+    digest = hashlib.sha256(f"{path} alpha={alpha}".encode())
+    local = Path(path)
+    files = sorted(local.glob("*.safetensors")) if local.is_dir() else [local]
+    files += sorted(local.glob("*.json")) if local.is_dir() else []
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def unmatched_keys(
+    adapter: Mapping[str, Tensor], layers: Mapping[str, Any]
+) -> list[str]:
+    """Keys that change nothing: unknown layers, unknown kinds, an A without its B."""
+    lost = []
+    for key in sorted(adapter):
+        part = next((p for p in (*_PARTS, *_OTHER_PARTS) if key.endswith(p)), None)
+        layer = key.removesuffix(part or "")
+        is_complete = all(layer + other in adapter for other in _PARTS)
+        if part is None or layer not in layers or not is_complete:
+            lost.append(key)
+    return lost
+
+
+def fold_alpha(adapter: dict[str, Tensor], alpha: float | None) -> None:
+    """Scale each B by ``alpha / rank`` in place, and make alpha equal to the rank.
+
+    Args:
+        adapter: Keys of stock's loader, ``<layer>.lora_A`` and the like.
+        alpha: Of the whole adapter, where a layer has none of its own.
+    """
+    for layer in _layers(adapter):
+        rank = adapter[f"{layer}.lora_A"].shape[-2]
+        own = adapter.get(f"{layer}.alpha")
+        value = float(own) if own is not None else alpha
+        if value is None or value == rank:
+            continue
+        up = adapter[f"{layer}.lora_B"]
+        adapter[f"{layer}.lora_B"] = (up.float() * (value / rank)).to(up.dtype)
+        adapter[f"{layer}.alpha"] = torch.tensor(float(rank), device=up.device)
+
+
+def _layers(adapter: Mapping[str, Tensor]) -> list[str]:
+    return [key.removesuffix(".lora_A") for key in adapter if key.endswith(".lora_A")]
+
+
+def _rows(
+    nicknames: str | Sequence[str],
+    paths: str | None | Sequence[str | None],
+    alphas: Any,
+) -> list[tuple[str, str | None, float | None]]:
+    """Adapter by adapter: nickname, path, alpha that overrules the file's."""
+    names = [nicknames] if isinstance(nicknames, str) else list(nicknames)
+    all_paths = list(paths) if isinstance(paths, (list, tuple)) else [paths]
+    all_alphas = list(alphas) if isinstance(alphas, (list, tuple)) else [alphas]
+    count = len(names)
+    if len(all_paths) == 1:
+        all_paths *= count
+    if len(all_alphas) == 1:
+        all_alphas *= count
+    return list(zip(names, all_paths, all_alphas, strict=False))

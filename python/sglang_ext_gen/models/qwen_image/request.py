@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user may ask of Qwen-Image and Qwen-Image-Edit: fields and checks.
+
+Source: call signatures and checks of the diffusers 0.37 pipelines; sizes are bounded
+by the transformer's table of positions. Imports neither torch nor SGLang, so that
+``--help`` and the HTTP door can use it.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.request_fields import RequestField
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SIZE = 1024
+DEFAULT_TRUE_CFG_SCALE = 4.0
+DEFAULT_MAX_SEQUENCE_LENGTH = 512
+# The reference encodes every reference picture at about this many pixels.
+DEFAULT_REFERENCE_PIXELS = 1024 * 1024
+# One token is 16 x 16 pixels.
+PIXELS_PER_TOKEN = 16
+
+_SIZE = {"minimum": 128, "maximum": 4096, "multiple_of": 16}
+
+_COMMON: tuple[RequestField, ...] = (
+    RequestField("width", "int", "Picture width in pixels.", **_SIZE),
+    RequestField("height", "int", "Picture height in pixels.", **_SIZE),
+    RequestField(
+        "num_outputs_per_prompt",
+        "int",
+        "Pictures per prompt, with seeds seed, seed + 1, ...",
+        minimum=1,
+        maximum=10,
+    ),
+    RequestField(
+        "seed", "int", "Seed of the first picture.", minimum=0, maximum=2**53 - 1
+    ),
+    RequestField(
+        "num_inference_steps",
+        "int",
+        "Denoising steps; 50 by default, 40 for edits.",
+        # The released schedules end at ``shift_terminal``, which takes two.
+        minimum=2,
+        maximum=200,
+    ),
+    RequestField(
+        "negative_prompt",
+        "str",
+        "What to avoid. Guidance runs only where one is given; it may be empty.",
+        max_length=16_384,
+    ),
+    RequestField(
+        "true_cfg_scale",
+        "float",
+        "Guidance towards the prompt and away from the negative prompt; 1 is none.",
+        minimum=1,
+        maximum=100,
+    ),
+    RequestField(
+        "guidance_scale",
+        "float",
+        "Another name of true_cfg_scale, as in stock SGLang.",
+        minimum=1,
+        maximum=100,
+    ),
+    RequestField(
+        "sigmas",
+        "floats",
+        "Noise levels of the steps, falling, before the shift that depends on size.",
+        minimum=1e-4,
+        maximum=1,
+        max_length=200,
+    ),
+    RequestField(
+        "max_sequence_length",
+        "int",
+        "Most prompt tokens; a longer prompt is cut (edits: refused).",
+        minimum=1,
+        maximum=1024,
+    ),
+)
+
+REQUEST_FIELDS: tuple[RequestField, ...] = (
+    RequestField("prompt", "strs", "What to draw.", max_length=16_384),
+    *_COMMON,
+)
+
+EDIT_REQUEST_FIELDS: tuple[RequestField, ...] = (
+    RequestField("prompt", "strs", "What to change.", max_length=16_384),
+    RequestField(
+        "image_path", "strs", "The pictures to work from, in order.", doors="cli"
+    ),
+    *_COMMON,
+    RequestField(
+        "reference_pixels",
+        "int",
+        "Pixels at which each reference picture is encoded; 256 make a token.",
+        minimum=128 * 128,
+        maximum=2048 * 2048,
+    ),
+)
+
+
+def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the fields of a text-to-image request, alone and together.
+
+    Args:
+        values: Fields that the user gave; ``None`` means not given. Names that
+            are not in ``REQUEST_FIELDS`` are not looked at.
+
+    Returns:
+        The given fields in their own types, ``guidance_scale`` as
+        ``true_cfg_scale``.
+
+    Raises:
+        RequestError: Names the first field that cannot be used, its value and
+            what is allowed.
+    """
+    return _check(values, REQUEST_FIELDS)
+
+
+def check_edit_request(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As ``check_request``, for an edit; the pictures are checked elsewhere."""
+    return _check(values, EDIT_REQUEST_FIELDS)
+
+
+def _check(
+    values: Mapping[str, Any], fields: tuple[RequestField, ...]
+) -> dict[str, Any]:
+    checked = {
+        field.name: field.check(values[field.name])
+        for field in fields
+        if values.get(field.name) is not None
+    }
+    _check_prompt(checked.get("prompt"))
+    _check_sigmas(checked)
+    _merge_guidance(checked)
+    return checked
+
+
+def _check_prompt(prompt: str | list[str] | None) -> None:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not prompts or not all(text.strip() for text in prompts):
+        raise RequestError("prompt", "missing or empty, expected a text")
+
+
+def _check_sigmas(checked: dict[str, Any]) -> None:
+    sigmas = checked.get("sigmas")
+    if sigmas is None:
+        return
+    if not sigmas:
+        raise RequestError("sigmas", "an empty list given, expected one value a step")
+    if any(after >= before for before, after in zip(sigmas, sigmas[1:], strict=False)):
+        raise RequestError("sigmas", f"{sigmas} given, expected falling values")
+    steps = checked.setdefault("num_inference_steps", len(sigmas))
+    if steps != len(sigmas):
+        raise RequestError(
+            "sigmas",
+            f"{len(sigmas)} values given, expected one for each of the {steps} steps "
+            "(num_inference_steps)",
+        )
+
+
+def _merge_guidance(checked: dict[str, Any]) -> None:
+    other = checked.pop("guidance_scale", None)
+    if other is None:
+        return
+    scale = checked.setdefault("true_cfg_scale", other)
+    if scale != other:
+        raise RequestError(
+            "guidance_scale",
+            f"{other:g} given together with true_cfg_scale {scale:g}; both mean the "
+            "same, choose one",
+        )
+
+
+def uses_guidance(true_cfg_scale: float, negative_prompt: str | None) -> bool:
+    """Whether a request runs the negative branch; the reference's rule.
+
+    It takes both a scale above 1 and a negative prompt, which may be empty. One
+    without the other draws without guidance, and a warning says so once.
+    """
+    if true_cfg_scale > 1 and negative_prompt is None:
+        _warn_once(
+            "true_cfg_scale is above 1 but there is no negative prompt: drawing "
+            "without guidance. Give negative_prompt, for example ' ', to use it"
+        )
+    if true_cfg_scale <= 1 and negative_prompt is not None:
+        _warn_once(
+            "a negative prompt is given but true_cfg_scale is 1: drawing without "
+            "guidance"
+        )
+    return true_cfg_scale > 1 and negative_prompt is not None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

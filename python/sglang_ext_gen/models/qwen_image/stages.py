@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock's stages of Qwen-Image with their contracts widened where they fall short.
+
+Source: the diffusers 0.37 pipelines. The denoising loop is stock's own; a group of
+requests is joined into one batch in front of it and taken apart behind it.
+"""
+
+import time
+from collections.abc import Hashable
+from copy import copy
+from typing import Any
+
+import torch
+from sglang.multimodal_gen.runtime.distributed import get_local_torch_device, get_sp_world_size
+from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
+from sglang.multimodal_gen.runtime.pipelines_core.stages import (
+    DenoisingStage,
+    ImageVAEEncodingStage,
+    TextEncodingStage,
+    TimestepPreparationStage,
+)
+from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
+from sglang.multimodal_gen.runtime.server_args import ServerArgs
+from torch import Tensor
+
+from sglang_ext_gen.models.qwen_image.request import (
+    DEFAULT_MAX_SEQUENCE_LENGTH,
+    PIXELS_PER_TOKEN,
+)
+
+_LATENT_CHANNELS = 16
+_PATCH = 2
+
+
+def draw_noise(seed: int, height: int, width: int) -> Tensor:
+    """Initial latents of one picture, the same on every device.
+
+    Returns:
+        [1, I, 64] float32 on the CPU: drawn as [1, 1, 16, h, w], then packed.
+    """
+    rows, columns = height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn(
+        (_LATENT_CHANNELS, rows, _PATCH, columns, _PATCH),
+        generator=generator,
+        dtype=torch.float32,
+    )
+    return noise.permute(1, 3, 0, 2, 4).reshape(1, rows * columns, -1)
+
+
+class QwenImageTextEncodingStage(TextEncodingStage):
+    """Stock's, with ``max_sequence_length`` as the reference means it."""
+
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        """Encode, then keep the first ``max_sequence_length`` prompt tokens."""
+        limit = batch.sampling_params.max_sequence_length or DEFAULT_MAX_SEQUENCE_LENGTH
+        batch = super().forward(batch, server_args)
+        for prefix in ("", "negative_"):
+            embeds = getattr(batch, f"{prefix}prompt_embeds")
+            if not embeds:
+                continue
+            setattr(batch, f"{prefix}prompt_embeds", [e[:, :limit] for e in embeds])
+            _set_lengths(batch, prefix, [min(embeds[0].shape[1], limit)])
+        return batch
+
+
+class QwenImageReferenceStage(ImageVAEEncodingStage):
+    """Stock's VAE encoding of references."""
+
+    def preprocess(self, image: Any) -> Tensor:
+        """Nothing to do: references come as tensors from -1 to 1.
+
+        Stock scales a tensor without a negative value once more, which makes a
+        bright reference brighter.
+        """
+        return image
+
+    def build_dedup_fingerprint(self, batch: Req, server_args: ServerArgs) -> Hashable:
+        """Stock's, and the size of the references."""
+        pixels = batch.sampling_params.reference_pixels
+        return (super().build_dedup_fingerprint(batch, server_args), pixels)
+
+
+class QwenImageLatentStage(PipelineStage):
+    """Noise of each request, drawn or given."""
+
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        """Set ``batch.latents`` to [1, I, 64] float32."""
+        given = batch.sampling_params.latents
+        if given is None:
+            latents = draw_noise(batch.seed, batch.height, batch.width)
+        else:
+            row = batch.extra.get("output_index", 0)
+            latents = given[row : row + 1].float()
+        batch.latents = latents.to(get_local_torch_device())
+        batch.raw_latent_shape = batch.latents.shape
+        return batch
+
+
+class QwenImageTimestepStage(TimestepPreparationStage):
+    """Stock's, with the request's own noise levels."""
+
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        """Set ``batch.timesteps``; the shift that depends on size comes on top."""
+        # SGLang cuts the steps of a warm-up, so a schedule would not fit them.
+        if not batch.is_warmup:
+            batch.sigmas = batch.sampling_params.sigmas
+        return super().forward(batch, server_args)
+
+    def build_dedup_fingerprint(self, batch: Req, server_args: ServerArgs) -> Hashable:
+        """Stock's, and the request's noise levels."""
+        sigmas = self.freeze_for_dedup(batch.sampling_params.sigmas)
+        return (super().build_dedup_fingerprint(batch, server_args), sigmas)
+
+
+class QwenImageDenoisingStage(DenoisingStage):
+    """Stock's loop; requests of equal geometry and schedule run as one batch."""
+
+    def run_grouped_requests(
+        self, batches: list[Req], server_args: ServerArgs
+    ) -> list[Req]:
+        """Denoise a group of requests, each batch in one loop."""
+        groups: dict[Hashable, list[Req]] = {}
+        for batch in batches:
+            groups.setdefault(_batch_key(batch), []).append(batch)
+        for group in groups.values():
+            if len(group) == 1:
+                self(group[0], server_args)
+                continue
+            started = time.perf_counter()
+            joined = join_requests(group)
+            self(joined, server_args)
+            split_requests(joined, group)
+            for batch in group[1:]:
+                batch.metrics.record_stage(
+                    self._active_profile_stage_name(), time.perf_counter() - started
+                )
+        return batches
+
+
+def _batch_key(batch: Req) -> Hashable:
+    """Requests with the same key can share a batch."""
+    params = batch.sampling_params
+    text_lengths = None
+    if get_sp_world_size() > 1:
+        # Stock's sequence-parallel attention takes no mask over the text.
+        text_lengths = (
+            batch.prompt_embeds[0].shape[1],
+            batch.negative_prompt_embeds[0].shape[1]
+            if batch.do_classifier_free_guidance
+            else None,
+        )
+    return (
+        (batch.height, batch.width),
+        tuple(batch.vae_image_sizes or ()),
+        tuple(batch.timesteps.tolist()),
+        batch.do_classifier_free_guidance,
+        params.true_cfg_scale,
+        params.quality,
+        batch.return_trajectory_latents,
+        batch.is_warmup,
+        text_lengths,
+    )
+
+
+def join_requests(batches: list[Req]) -> Req:
+    """One request with a row for each of ``batches``; texts padded, with lengths."""
+    joined = copy(batches[0])
+    joined.extra = dict(joined.extra)
+    joined.latents = torch.cat([batch.latents for batch in batches])
+    joined.raw_latent_shape = joined.latents.shape
+    if joined.image_latent is not None:
+        joined.image_latent = torch.cat([batch.image_latent for batch in batches])
+    prefixes = ["", "negative_"] if joined.do_classifier_free_guidance else [""]
+    for prefix in prefixes:
+        rows = [getattr(batch, f"{prefix}prompt_embeds")[0] for batch in batches]
+        lengths = [row.shape[1] for row in rows]
+        padded = rows[0].new_zeros(len(rows), max(lengths), rows[0].shape[2])
+        for target, row in zip(padded, rows, strict=True):
+            target[: row.shape[1]] = row[0]
+        setattr(joined, f"{prefix}prompt_embeds", [padded])
+        _set_lengths(joined, prefix, lengths)
+    return joined
+
+
+def split_requests(joined: Req, batches: list[Req]) -> None:
+    """Hand the rows of ``joined`` back to the requests it was made of."""
+    for index, batch in enumerate(batches):
+        batch.latents = joined.latents[index : index + 1]
+        if joined.trajectory_latents is not None:
+            batch.trajectory_latents = joined.trajectory_latents[index : index + 1]
+            batch.trajectory_timesteps = joined.trajectory_timesteps
+
+
+def _set_lengths(batch: Req, prefix: str, lengths: list[int]) -> None:
+    """Say how many tokens of each row are text; stock makes the mask from it."""
+    setattr(batch, f"{prefix}prompt_seq_lens", [lengths])
+    setattr(batch, f"{prefix}prompt_embeds_mask", None)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Qwen-Image pipelines built in this process, and requests for them."""
+
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+FLOAT32 = {
+    "dit_precision": "fp32",
+    "vae_precision": "fp32",
+    "text_encoder_precisions": ("fp32",),
+}
+
+
+def start_runtime() -> None:
+    """SGLang's single-process runtime, with our plugin's hooks."""
+    from sglang.multimodal_gen.runtime.distributed.parallel_state import (
+        maybe_init_distributed_environment_and_model_parallel,
+    )
+    from sglang.multimodal_gen.runtime.platforms.plugins import apply_plugin_hooks
+
+    apply_plugin_hooks()
+    torch.set_num_threads(1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    maybe_init_distributed_environment_and_model_parallel(tp_size=1, sp_size=1)
+
+
+@dataclass
+class LoadedPipeline:
+    """A real pipeline and its server arguments."""
+
+    pipeline: Any
+    server_args: Any
+
+    def requests(self, **fields: Any) -> list[Any]:
+        """The requests that ``DiffGenerator.generate(**fields)`` would queue."""
+        from sglang.multimodal_gen.runtime.server_args import set_global_server_args
+
+        from sglang_ext_gen.offline import _build_requests
+
+        set_global_server_args(self.server_args)
+        generator = _Caller(self.server_args)
+        return _build_requests(generator, fields, None)  # type: ignore[arg-type]
+
+    def run(self, **fields: Any) -> list[Any]:
+        """Run a request; one ``OutputBatch`` per picture."""
+        requests = self.requests(**fields)
+        with torch.inference_mode():
+            return self.pipeline.forward_batch(requests, self.server_args)
+
+    def pictures(self, **fields: Any) -> torch.Tensor:
+        """Run a request; [n, 3, H, W] from 0 to 1."""
+        return torch.cat([image_of(result) for result in self.run(**fields)])
+
+
+def image_of(result: Any) -> torch.Tensor:
+    """The picture of an output, [1, 3, H, W] float32 from 0 to 1."""
+    image = result.output.float()
+    return image[:, :, 0] if image.dim() == 5 else image
+
+
+class _Caller:
+    """What ``offline`` reads of a ``DiffGenerator``."""
+
+    def __init__(self, server_args: Any) -> None:
+        self.server_args = server_args
+
+    def _resolve_image_paths_per_prompt(self, prompts: Any, paths: Any) -> Any:
+        from sglang.multimodal_gen import DiffGenerator
+
+        return DiffGenerator._resolve_image_paths_per_prompt(prompts, paths)
+
+
+def load_pipeline(checkpoint: Path, **options: Any) -> LoadedPipeline:
+    """Build the pipeline that this package has for a checkpoint."""
+    from sglang.multimodal_gen.runtime.server_args import (
+        ServerArgs,
+        set_global_server_args,
+    )
+
+    from sglang_ext_gen.registry import family_of, resolve
+
+    server_args = ServerArgs.from_kwargs(
+        model_path=str(checkpoint), output_path=None, **{**FLOAT32, **options}
+    )
+    set_global_server_args(server_args)
+    family = family_of(checkpoint)
+    assert family is not None
+    pipeline = resolve(family.pipeline)(str(checkpoint), server_args)
+    return LoadedPipeline(pipeline, server_args)
+
+
+def decibels(image: torch.Tensor, reference: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio of two tensors from 0 to 1."""
+    return float(-10 * torch.log10((image - reference).square().mean()))
+
+
+def write_picture(path: Path, width: int, height: int, seed: int) -> Path:
+    """A smooth random picture with a bright and a dark end."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    smooth.save(path)
+    return path
+
+
+def copy_checkpoint(source: Path, target: Path, **changes: dict[str, Any]) -> Path:
+    """A copy with keys of its JSON files changed: ``{"transformer/config": {...}}``."""
+    import json
+
+    shutil.copytree(source, target)
+    for name, values in changes.items():
+        file = target / f"{name}.json"
+        content = json.loads(file.read_text("utf-8"))
+        file.write_text(json.dumps({**content, **values}), "utf-8")
+    return target

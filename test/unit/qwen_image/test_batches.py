@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A group of requests is one batch where geometry allows, and equals the singles."""
+
+import pytest
+import torch
+from qwen_image_runtime import (
+    LoadedPipeline,
+    copy_checkpoint,
+    load_pipeline,
+    write_picture,
+)
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = ["a cat", "a much longer prompt about a dog on a hill", "sky"]
+# One batched matrix product sums in another order than a single one.
+MAX_ABS = 2e-4
+SMALL = {"width": 160, "height": 128, "num_inference_steps": 3}
+
+
+class Calls:
+    """Rows of each call of the transformer."""
+
+    def __init__(self, loaded: LoadedPipeline) -> None:
+        self.rows: list[int] = []
+        module = loaded.pipeline.get_module("transformer")
+        self._handle = module.register_forward_hook(self._count, with_kwargs=True)
+
+    def _count(self, module, args, kwargs, output) -> None:
+        self.rows.append(output.shape[0])
+
+    def __enter__(self) -> "Calls":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._handle.remove()
+
+
+def test_prompts_of_mixed_length_with_guidance(t2i: LoadedPipeline) -> None:
+    fields = {"negative_prompt": "blurry and dull", "seed": 7, **SMALL}
+    with Calls(t2i) as calls:
+        together = t2i.pictures(prompt=PROMPTS, **fields)
+    assert calls.rows == [3] * 6
+    alone = torch.cat([t2i.pictures(prompt=prompt, **fields) for prompt in PROMPTS])
+    assert (together - alone).abs().max() < MAX_ABS
+
+
+def test_outputs_of_a_prompt_have_successive_seeds(t2i: LoadedPipeline) -> None:
+    with Calls(t2i) as calls:
+        together = t2i.pictures(
+            prompt=PROMPTS[0], num_outputs_per_prompt=3, seed=7, **SMALL
+        )
+    assert calls.rows == [3] * 3
+    alone = torch.cat(
+        [t2i.pictures(prompt=PROMPTS[0], seed=7 + i, **SMALL) for i in range(3)]
+    )
+    assert (together - alone).abs().max() < MAX_ABS
+
+
+def test_other_geometry_runs_apart(t2i: LoadedPipeline) -> None:
+    small = t2i.requests(prompt="a", seed=1, **SMALL)
+    large = t2i.requests(prompt="a", seed=1, **{**SMALL, "width": 192})
+    with Calls(t2i) as calls, torch.inference_mode():
+        results = t2i.pipeline.forward_batch(small + large, t2i.server_args)
+    assert calls.rows == [1] * 6
+    assert [result.output.shape[-1] for result in results] == [160, 192]
+
+
+@pytest.fixture
+def references(tmp_path) -> list[str]:
+    wide = write_picture(tmp_path / "wide.png", 96, 64, seed=1)
+    tall = write_picture(tmp_path / "tall.png", 48, 80, seed=2)
+    return [str(wide), str(tall)]
+
+
+def test_edits_with_two_references(edit: LoadedPipeline, references) -> None:
+    fields = {
+        "image_path": references,
+        "negative_prompt": " ",
+        "seed": 3,
+        "reference_pixels": 256 * 256,
+        **SMALL,
+    }
+    with Calls(edit) as calls:
+        together = edit.pictures(
+            prompt="make it blue, please", num_outputs_per_prompt=2, **fields
+        )
+    assert calls.rows == [2] * 6
+    alone = torch.cat(
+        [
+            edit.pictures(prompt="make it blue, please", **{**fields, "seed": seed})
+            for seed in (3, 4)
+        ]
+    )
+    assert (together - alone).abs().max() < MAX_ABS
+
+
+def test_edits_of_several_prompts(edit: LoadedPipeline, references) -> None:
+    fields = {"seed": 3, "reference_pixels": 256 * 256, **SMALL}
+    requests = [
+        request
+        for prompt in PROMPTS
+        for request in edit.requests(prompt=prompt, image_path=references, **fields)
+    ]
+    with Calls(edit) as calls, torch.inference_mode():
+        results = edit.pipeline.forward_batch(requests, edit.server_args)
+    assert calls.rows == [3] * 3
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        alone = edit.pictures(prompt=prompt, image_path=references, **fields)
+        assert (result.output.reshape(alone.shape) - alone).abs().max() < MAX_ABS
+
+
+def test_2511_in_a_batch(runtime, edit_checkpoint, references, tmp_path) -> None:
+    checkpoint = copy_checkpoint(
+        edit_checkpoint, tmp_path / "any-name", **{"transformer/config": {"zero_cond_t": True}}
+    )
+    loaded = load_pipeline(checkpoint)
+    assert loaded.pipeline.get_module("transformer").zero_cond_t
+    fields = {
+        "image_path": references[:1],
+        "reference_pixels": 256 * 256,
+        "prompt": "make it blue",
+        **SMALL,
+    }
+    together = loaded.pictures(num_outputs_per_prompt=2, seed=3, **fields)
+    alone = torch.cat([loaded.pictures(seed=seed, **fields) for seed in (3, 4)])
+    assert (together - alone).abs().max() < MAX_ABS

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose checkpoint a folder is, what one must hold, and the tiny one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from qwen_image_runtime import copy_checkpoint
+
+from sglang_ext_gen.models.qwen_image.layout import (
+    check_checkpoint,
+    recognises,
+    recognises_edit,
+    takes_one_reference,
+    transformer_specs,
+)
+from sglang_ext_gen.models.qwen_image.tensors import text_encoder_specs, vae_specs
+from sglang_ext_gen.models.qwen_image.tiny import write_tiny, write_tiny_edit
+from sglang_ext_gen.registry import family_of
+from sglang_ext_gen.weights.layout import read_json, read_tensors
+
+
+def test_families_by_content_alone(t2i_checkpoint, edit_checkpoint, tmp_path) -> None:
+    # Stock would take both names for something else.
+    t2i = copy_checkpoint(t2i_checkpoint, tmp_path / "qwen-image-edit-2511-awq")
+    edit = copy_checkpoint(edit_checkpoint, tmp_path / "a")
+    for path, name in ((t2i, "qwen_image"), (edit, "qwen_image_edit")):
+        family = family_of(path)
+        assert family is not None
+        assert family.name == name
+    assert not takes_one_reference(edit)
+    first = copy_checkpoint(
+        edit, tmp_path / "b", **{"model_index": {"_class_name": "QwenImageEditPipeline"}}
+    )
+    assert recognises_edit(first)
+    assert takes_one_reference(first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_index": {"_class_name": "QwenImageLayeredPipeline"}},
+        {"transformer/config": {"_class_name": "QwenImage21Transformer2DModel"}},
+        {"transformer/config": {"quantization_config": {"quant_method": "awq"}}},
+        {"transformer/config": {"use_layer3d_rope": True}},
+    ],
+    ids=str,
+)
+def test_what_stays_with_stock(t2i_checkpoint, tmp_path, change) -> None:
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "Qwen-Image", **change)
+    assert not recognises(path)
+    assert not recognises_edit(path)
+    assert family_of(path) is None
+
+
+def test_disabled_families_stay_with_stock(t2i_checkpoint, monkeypatch) -> None:
+    assert family_of(t2i_checkpoint) is not None
+    monkeypatch.setenv("SGLANG_EXT_GEN_DISABLE", "qwen_image,qwen_image_edit")
+    assert family_of(t2i_checkpoint) is None
+
+
+@pytest.mark.slow
+def test_stock_answers_for_a_disabled_family(
+    runtime, t2i_checkpoint, monkeypatch
+) -> None:
+    from sglang.multimodal_gen.registry import get_model_info
+
+    ours = get_model_info(str(t2i_checkpoint))
+    assert ours is not None
+    assert ours.pipeline_cls.__name__ == "QwenImageExtPipeline"
+    monkeypatch.setenv("SGLANG_EXT_GEN_DISABLE", "qwen_image,qwen_image_edit")
+    stock = get_model_info(str(t2i_checkpoint))
+    assert stock is not None
+    assert stock.pipeline_cls.__module__.startswith("sglang.multimodal_gen.")
+    assert stock.pipeline_cls.__name__ == "QwenImagePipeline"
+
+
+@pytest.mark.parametrize("kind", ["t2i", "edit"])
+def test_specs_are_the_released_names(kind, request) -> None:
+    path = request.getfixturevalue(f"{kind}_checkpoint")
+    files = {
+        "transformer": ("diffusion_pytorch_model.safetensors", transformer_specs),
+        "vae": ("diffusion_pytorch_model.safetensors", vae_specs),
+        "text_encoder": ("model.safetensors", text_encoder_specs),
+    }
+    for component, (file, specs) in files.items():
+        config = read_json(path / component / "config.json")
+        stored = read_tensors(path / component / file)
+        expected = {spec.name: spec.shape for spec in specs(config)}
+        assert {name: t.shape for name, t in stored.items()} == expected
+    assert check_checkpoint(path) == []
+
+
+def test_damage_is_named(edit_checkpoint, tmp_path) -> None:
+    path = copy_checkpoint(edit_checkpoint, tmp_path / "x")
+    shutil.rmtree(path / "processor")
+    (path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    config = path / "transformer" / "config.json"
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "num_layers": 1}), "utf-8"
+    )
+    problems = "\n".join(check_checkpoint(path))
+    for word in ("processor/", "vae", "transformer_blocks.1"):
+        assert word in problems
+
+
+@pytest.mark.parametrize("write", [write_tiny, write_tiny_edit])
+def test_tiny_is_complete_and_repeatable(write, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, seed=3)
+    assert check_checkpoint(tmp_path / "a") == []
+    family = family_of(tmp_path / "a")
+    assert family is not None
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (
+            tmp_path / "b" / file
+        ).read_bytes()
