@@ -12,8 +12,6 @@ from sglang_ext_gen.registry import family_of_config, resolve
 class ServerArgs(Protocol):
     """What the door reads of SGLang's server arguments."""
 
-    model_path: str
-    served_model_name: str
     pipeline_config: object
 
 
@@ -23,7 +21,6 @@ class ServedModel:
 
     Args:
         title: Name of the family for people.
-        names: What a request may give as ``model``, the served name first.
         fields: Names of the family's request fields that HTTP may set.
         routes: Paths of the POST routes that this family serves.
         check: Checks the fields alone and together; returns them in their own
@@ -33,7 +30,6 @@ class ServedModel:
     """
 
     title: str
-    names: tuple[str, ...]
     fields: frozenset[str]
     routes: frozenset[str]
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -48,7 +44,6 @@ def served_model(server_args: ServerArgs) -> ServedModel | None:
     fields = resolve(family.request_fields)
     return ServedModel(
         title=family.title,
-        names=(server_args.served_model_name, server_args.model_path),
         fields=frozenset(field.name for field in fields if field.doors == "all"),
         routes=frozenset(family.http_routes),
         check=resolve(family.check_request),
