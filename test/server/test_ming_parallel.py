@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thinker split over two tensor-parallel processes, on CPU, against the same data."""
+"""The thinker split over two tensor-parallel processes on CPU, against the same data."""
 
 import os
 
 import pytest
 import torch
-from conftest import Golden
 
+from conftest import Golden
 from server.ming import (
     CHAT_CASES,
     GENERATION_CASES,
