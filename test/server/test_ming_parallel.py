@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thinker split over two tensor-parallel processes on CPU, against the same data."""
+"""The thinker over two tensor-parallel processes on CPU, against the same data."""
 
 import os
 
