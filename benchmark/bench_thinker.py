@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Measure a thinker.")
     parser.add_argument("--base-url", help="such as http://127.0.0.1:30000/v1")
     parser.add_argument("--api-key", default="none")
     parser.add_argument("--model", default="ming")
