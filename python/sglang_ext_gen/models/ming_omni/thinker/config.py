@@ -69,7 +69,8 @@ def register_config() -> None:
         fast_tokenizer_class=BailingTokenizer,
         exist_ok=True,
     )
-    _CUSTOMIZED_MM_PROCESSOR[MODEL_TYPE] = MingTokenizerHolder
+    # SGLang only calls from_pretrained() and reads .tokenizer of what it returns.
+    _CUSTOMIZED_MM_PROCESSOR[MODEL_TYPE] = MingTokenizerHolder  # type: ignore[assignment]
 
 
 def repaired_llm_config(released: dict[str, Any]) -> dict[str, Any]:
