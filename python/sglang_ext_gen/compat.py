@@ -206,7 +206,7 @@ STOCK: dict[str, dict[str, str]] = {
     "sglang.srt.models.bailing_moe": {"BailingMoESparseMoeBlock": ""},
     "sglang.srt.models.registry": {"ModelRegistry": "", "ModelRegistry.models": ""},
     "sglang.srt.multimodal.customized_mm_processor_utils": {
-        "register_customized_processor": "processor_class"
+        "_CUSTOMIZED_MM_PROCESSOR": ""
     },
     "sglang.srt.multimodal.processors.base_processor": {
         "BaseMultimodalProcessor": "hf_config server_args _processor"

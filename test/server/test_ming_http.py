@@ -305,7 +305,7 @@ def test_bad_input_is_the_clients_error_and_the_server_goes_on(
         ({"image_data": [QUERY_BLOCK, QUERY_BLOCK]}, "once, and last"),
         ({"text": "<imagePatch>"}, "patch tokens"),
         ({"text": "<IMAGE>"}, "1 <IMAGE> and 0 image"),
-        ({"image_data": [{"type": "ming_query"}]}, "cannot read a dict"),
+        ({"image_data": ["ming:query"]}, "file names are only allowed"),
     ],
 )
 def test_bad_generation_requests(server, golden, change, reason):

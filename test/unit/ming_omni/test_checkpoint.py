@@ -178,7 +178,8 @@ def test_a_parameter_that_nothing_fills_is_an_error():
 
 def test_tensors_are_let_go_one_by_one():
     """Streaming: when the next tensor is asked for, only the last one is alive."""
-    layers = nn.Sequential(*(nn.Linear(3, 2, bias=False) for _ in range(5)))
+    linears = [nn.Linear(3, 2, bias=False) for _ in range(5)]
+    layers = nn.Sequential(*linears)
     alive: list[weakref.ref] = []
 
     def stream():
@@ -193,24 +194,24 @@ def test_tensors_are_let_go_one_by_one():
     load_thinker(
         layers, stream(), [TensorSpec(f"{i}.weight", (2, 3)) for i in range(5)]
     )
-    assert [float(layer.weight[0, 0]) for layer in layers] == [0, 1, 2, 3, 4]
+    assert [float(linear.weight[0, 0]) for linear in linears] == [0, 1, 2, 3, 4]
 
 
 def test_query_tokens_are_loaded_strictly(copied):
-    tokens = nn.ParameterDict({"4x4": nn.Parameter(torch.zeros(16, 64))})
+    tokens = {"4x4": nn.Parameter(torch.zeros(16, 64))}
     assert list(load_query_tokens(tokens, copied)) == ["4x4"]
     assert tokens["4x4"].std() > 0
     for name, shape, problem in (
         ("8x8", (64, 64), "lacks"),
         ("4x4", (16, 32), "shape"),
     ):
-        wrong = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape))})
+        wrong = {name: nn.Parameter(torch.zeros(shape))}
         with pytest.raises(CheckpointError, match=problem):
             list(load_query_tokens(wrong, copied))
     shutil.rmtree(copied / "mlp")
     with pytest.raises(CheckpointError, match="is missing"):
         list(load_query_tokens(tokens, copied))
-    assert list(load_query_tokens(nn.ParameterDict(), copied)) == []
+    assert list(load_query_tokens({}, copied)) == []
 
 
 def test_the_config_is_repaired(ming_golden, caplog):

@@ -67,7 +67,8 @@ def test_sound_equals_the_official_features(ming_golden, case, files):
     ],
 )
 def test_sizes_follow_the_official_rule(given, expected):
-    assert fit_size(*given, 4096, 16_777_216) == expected
+    height, width = given
+    assert fit_size(height, width, 4096, 16_777_216) == expected
 
 
 def test_a_fitted_size_stays():

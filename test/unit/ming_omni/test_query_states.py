@@ -82,6 +82,7 @@ def test_requests_of_one_batch_are_kept_apart():
     a, b = Inputs([block(1, 2)]), Inputs([block(3, 2)])
     chat = Inputs([picture(0, 5)])
     values = collect(ROWS[:23], [a, None, chat, b], [0, 0, 0, 2], [6, 3, 8, 6])
+    assert values is not None
     assert [value is None for value in values[QUERY_STATES_KEY]] == [
         False,
         True,

@@ -22,7 +22,7 @@ def _accelerator(monkeypatch, is_there: bool) -> None:
 
 def test_applies_where_there_is_no_accelerator(monkeypatch):
     _accelerator(monkeypatch, False)
-    platform = pkgutil.resolve_name(cpu_reference.activate())()
+    platform = pkgutil.resolve_name(cpu_reference.activate() or "")()
     assert platform.is_out_of_tree()
     assert platform.device_type == "cpu"
     assert platform.get_device() == "cpu"

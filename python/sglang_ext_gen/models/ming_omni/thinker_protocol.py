@@ -24,7 +24,8 @@ from sglang_ext_gen.errors import RequestError, ThinkerError
 # Key of the answer's meta_info; its value is a list with one entry per output token.
 QUERY_STATES_KEY = "ming_query_states"
 # The item of ``image_data`` that appends the learnable query tokens to the prompt.
-QUERY_BLOCK: dict[str, str] = {"type": "ming_query_block"}
+# Text, because ``/generate`` takes no objects there but its own.
+QUERY_BLOCK = "ming:query_block"
 
 DEFAULT_SYSTEM = "你是一个友好的AI助手。"
 IMAGE, VIDEO, AUDIO = "<IMAGE>", "<VIDEO>", "<AUDIO>"

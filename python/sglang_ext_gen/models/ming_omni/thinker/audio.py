@@ -90,6 +90,8 @@ class AudioBlock(nn.Module):
 class AudioTower(nn.Module):
     """Log-mel frames -> features, at half the frame rate."""
 
+    positional_embedding: Tensor
+
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.max_frames = config.max_frames

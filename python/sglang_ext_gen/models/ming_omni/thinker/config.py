@@ -17,7 +17,7 @@ from typing import Any
 
 from sglang.srt.configs.bailing_moe_v2 import BailingMM2Config
 from sglang.srt.multimodal.customized_mm_processor_utils import (
-    register_customized_processor,
+    _CUSTOMIZED_MM_PROCESSOR,
 )
 from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY
 from transformers import AutoConfig, AutoTokenizer
@@ -69,7 +69,8 @@ def register_config() -> None:
         fast_tokenizer_class=BailingTokenizer,
         exist_ok=True,
     )
-    register_customized_processor(MingTokenizerHolder)(MingThinkerConfig)
+    # SGLang only calls from_pretrained() and reads .tokenizer of what it returns.
+    _CUSTOMIZED_MM_PROCESSOR[MODEL_TYPE] = MingTokenizerHolder  # type: ignore[assignment]
 
 
 def repaired_llm_config(released: dict[str, Any]) -> dict[str, Any]:

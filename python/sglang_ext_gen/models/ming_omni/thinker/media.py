@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 import torchaudio.functional
+from av.error import FFmpegError
 from PIL import Image
 
 from sglang_ext_gen import envs
@@ -190,14 +191,14 @@ def _undecodable(field: str) -> Iterator[None]:
     # files, PyAV its own FFmpegError (an OSError or ValueError).
     except (
         OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, MemoryError,
-        OverflowError, av.FFmpegError, Image.DecompressionBombError, cv2.error,
+        OverflowError, FFmpegError, Image.DecompressionBombError, cv2.error,
     ) as error:  # fmt: skip
         raise RequestError(field, f"cannot be decoded: {error}") from error
 
 
 def _decode_audio(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
     parts = []
-    with _undecodable("audio"), av.open(io.BytesIO(data)) as container:
+    with _undecodable("audio"), av.open(io.BytesIO(data), "r") as container:
         if not container.streams.audio:
             raise RequestError("audio", "the file has no audio")
         rate = container.streams.audio[0].rate
@@ -234,7 +235,7 @@ def _decode_video(data: bytes) -> Frames:
         kept = dict.fromkeys(indices)
         pixels: dict[int, np.ndarray] = {}
         last: np.ndarray | None = None
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             container.streams.video[0].thread_type = "AUTO"
             for index, frame in enumerate(container.decode(video=0)):
                 if index > indices[-1]:
@@ -250,7 +251,7 @@ def _decode_video(data: bytes) -> Frames:
 
 def _count_frames(data: bytes) -> tuple[int, float]:
     """Frames and frames per second, without decoding."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         if not container.streams.video:
             raise RequestError("video", "the file has no video")
         stream = container.streams.video[0]
@@ -283,15 +284,22 @@ def _listed_frames(source: dict[str, Any]) -> tuple[Frames, tuple[int, int] | No
     images = [load_image(item) for item in listed]
     if len({image.size for image in images}) > 1:
         raise RequestError("video", "all frames must have the same size")
-    size = None
-    if "resized_height" in source or "resized_width" in source:
-        size = tuple(source.get(f"resized_{side}") for side in ("height", "width"))
-        for value in size:
-            if not isinstance(value, int) or not 32 <= value <= 4096 or value % 32:
-                raise RequestError(
-                    "video",
-                    "resized_height and resized_width must both be given, as multiples "
-                    "of 32 from 32 to 4096",
-                )
     stacked = np.stack([np.asarray(image) for image in images])
-    return Frames(stacked, FRAMES_PER_SECOND), size
+    return Frames(stacked, FRAMES_PER_SECOND), _stated_size(source)
+
+
+def _stated_size(source: dict[str, Any]) -> tuple[int, int] | None:
+    if "resized_height" not in source and "resized_width" not in source:
+        return None
+    return _side(source, "resized_height"), _side(source, "resized_width")
+
+
+def _side(source: dict[str, Any], name: str) -> int:
+    value = source.get(name)
+    if not isinstance(value, int) or not 32 <= value <= 4096 or value % 32:
+        raise RequestError(
+            "video",
+            "resized_height and resized_width must both be given, as multiples of 32 "
+            "from 32 to 4096",
+        )
+    return value

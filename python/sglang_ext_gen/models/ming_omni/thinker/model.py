@@ -108,7 +108,7 @@ class BailingMM2NativeForConditionalGeneration(StockThinker):
     def _encode_pictures(self, items: list[MultimodalDataItem]) -> list[Tensor]:
         if not items:
             return []
-        grids = torch.cat([item.image_grid_thw for item in items])
+        grids = torch.cat([_tensor(item.image_grid_thw) for item in items])
         merged = self.config.vision_config.spatial_merge_size**2
         counts = (grids.prod(dim=1) // merged).tolist()
         # Copies, so that a cached picture does not keep its whole batch alive.
@@ -117,7 +117,7 @@ class BailingMM2NativeForConditionalGeneration(StockThinker):
 
     def get_audio_feature(self, items: list[MultimodalDataItem]) -> list[Tensor]:
         """Embeddings of clips, one [tokens, D] per item."""
-        clips = [item.feature for item in items]
+        clips = [_tensor(item.feature) for item in items]
         return encode_clips(self.audio, self.linear_proj_audio, clips)
 
     @torch.no_grad()
@@ -145,12 +145,12 @@ class BailingMM2NativeForConditionalGeneration(StockThinker):
         output = self.model.logits_processor(
             None, hidden_states, self.model.lm_head, forward_batch
         )
-        if mm_inputs is not None and forward_batch.forward_mode.is_extend():
+        prefixes = forward_batch.extend_prefix_lens_cpu
+        lengths = forward_batch.extend_seq_lens_cpu
+        # All three are there while prompts are computed, none while decoding.
+        if mm_inputs and prefixes is not None and lengths is not None:
             output.customized_info = query_states.collect(
-                hidden_states,
-                mm_inputs,
-                forward_batch.extend_prefix_lens_cpu,
-                forward_batch.extend_seq_lens_cpu,
+                hidden_states, mm_inputs, prefixes, lengths
             )
         return output
 
@@ -162,7 +162,7 @@ class BailingMM2NativeForConditionalGeneration(StockThinker):
         """
         released: dict[str, Any] = read_json(self.folder / "config.json")
         filled = load_thinker(self, weights, thinker_specs(released))
-        scales = list(load_query_tokens(self.query_tokens, self.folder))
+        scales = list(load_query_tokens(dict(self.query_tokens), self.folder))
         logger.info(
             "Ming thinker: %d parameters filled, query tokens %s",
             len(filled),
@@ -170,6 +170,12 @@ class BailingMM2NativeForConditionalGeneration(StockThinker):
             or "absent (no mlp/config.json): it chats, but feeds no image generator",
         )
         return filled | {f"query_tokens.{scale}" for scale in scales}
+
+
+def _tensor(value: object) -> Tensor:
+    # SGLang types these fields as object: they cross processes.
+    assert isinstance(value, Tensor), f"a tensor was sent, {type(value)} came"
+    return value
 
 
 EntryClass = BailingMM2NativeForConditionalGeneration

@@ -38,6 +38,8 @@ from sglang_ext_gen.models.ming_omni.thinker_protocol import QUERY_BLOCK
 # Seconds of sound per position of the audio tower.
 _SECONDS_PER_POSITION = 0.02
 _HASH_BITS = 62
+# Media of one request; each may take seconds to decode.
+MAX_MEDIA = 128
 
 
 class MingMultimodalProcessor(BaseMultimodalProcessor):
@@ -93,27 +95,28 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
         audio_data: list[Any],
     ) -> MultimodalProcessorOutput:
         """What ``process_mm_data_async`` returns, in the calling thread."""
-        if not isinstance(text, str):
-            text = self._tokenizer.decode(text)
-        is_generation = QUERY_BLOCK in image_data
+        count = len(image_data) + len(video_data) + len(audio_data)
+        if count > MAX_MEDIA:
+            raise RequestError("media", f"{count} given, at most {MAX_MEDIA} allowed")
+        blocks = [item for item in image_data if _is_query_block(item)]
         pictures = [
             image_input(media.load_image(item))
             for item in image_data
-            if item != QUERY_BLOCK
+            if not _is_query_block(item)
         ]
         videos = [_video(item) for item in video_data]
         clips = [
             log_mel(media.load_waveform(item, self.max_seconds)) for item in audio_data
         ]
         expanded = prompt.expand(
-            text,
+            text if isinstance(text, str) else str(self._tokenizer.decode(text)),
             [prompt.image_piece(_token_grid(picture)) for picture in pictures],
             [prompt.video_piece(_token_grid(v[0]), stamps) for v, stamps in videos],
             [prompt.audio_piece(audio_tokens(len(clip))) for clip in clips],
             self._tokenizer.encode,
             self.tokens,
         )
-        if is_generation:
+        if blocks:
             expanded = self._with_query_blocks(expanded, image_data)
         features: dict[Kind, list[Any]] = {
             "image": pictures,
@@ -131,7 +134,8 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
                 "image_data",
                 "this checkpoint has no mlp/config.json, so no query tokens",
             )
-        if image_data.count(QUERY_BLOCK) != 1 or image_data[-1] != QUERY_BLOCK:
+        is_block = [_is_query_block(item) for item in image_data]
+        if sum(is_block) != 1 or not is_block[-1]:
             raise RequestError("image_data", "give the query block once, and last")
         return prompt.append_query_blocks(expanded, self.scales, self.tokens)
 
@@ -150,6 +154,11 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
             mrope_positions=positions,
             mrope_position_delta=torch.tensor([[delta]]),
         )
+
+
+def _is_query_block(item: Any) -> bool:
+    # In process an item may be an array, whose == is no bool.
+    return isinstance(item, str) and item == QUERY_BLOCK
 
 
 def _video(source: Any) -> tuple[list[VisualInput], list[float]]:

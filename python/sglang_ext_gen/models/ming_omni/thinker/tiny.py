@@ -72,8 +72,8 @@ def write_tiny(path: Path, seed: int = 0) -> None:
 def _write_tokenizer(folder: Path) -> dict[str, int]:
     """One token per byte, then the special tokens; returns the ids of the latter."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: index for index, character in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    byte_ids = {character: index for index, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=byte_ids, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
@@ -93,7 +93,8 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
             "tokenizer_class": "BailingTokenizer",
         },
     )
-    return {text: tokenizer.token_to_id(text) for text in _SPECIAL}
+    vocabulary = tokenizer.get_vocab()
+    return {text: vocabulary[text] for text in _SPECIAL}
 
 
 def _config(ids: dict[str, int]) -> dict[str, Any]:

@@ -52,6 +52,6 @@ class MingTokenizerHolder:
                 "from the Ming code repository and name their folder with "
                 "--tokenizer-path."
             )
-        tokenizer = BailingTokenizer.from_pretrained(folder, revision=revision)
+        tokenizer = BailingTokenizer.from_pretrained(folder)
         MediaTokens.resolve(tokenizer)
         return cls(tokenizer)
