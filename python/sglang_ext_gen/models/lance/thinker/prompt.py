@@ -49,7 +49,9 @@ _TEMPLATE = """
 {%- for message in messages -%}
   {%- if message.content is not string -%}
     {%- for part in message.content or [] -%}
-      {%- if part.type in INSTRUCTIONS -%}{%- set seen.medium = part.type -%}{%- endif -%}
+      {%- if part.type in INSTRUCTIONS -%}
+        {%- set seen.medium = part.type -%}
+      {%- endif -%}
     {%- endfor -%}
   {%- endif -%}
 {%- endfor -%}
