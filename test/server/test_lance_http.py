@@ -257,8 +257,6 @@ def test_bad_uploads_are_refused(server, golden, tmp_path):
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-def test_unknown_model_and_unknown_job(openai):
-    with pytest.raises(NotFoundError):
-        openai.images.generate(prompt="x", model="gpt-image-1")
+def test_unknown_job(openai):
     with pytest.raises(NotFoundError):
         openai.videos.retrieve("no-such-job")

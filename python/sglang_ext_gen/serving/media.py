@@ -50,7 +50,7 @@ def checked_edit_body(form: Form, model: ServedModel) -> dict[str, Any]:
 
     Raises:
         RequestError: Names the field, in the client's spelling.
-        Refusal: 404, another model was asked for.
+        Refusal: 400, a field that is not known.
     """
     path = _single_file(form, ("image", "image[]"))
     if path is None:
@@ -73,7 +73,7 @@ def checked_video_body(
 
     Raises:
         RequestError: Names the field, in the client's spelling.
-        Refusal: 404, another model was asked for.
+        Refusal: 400, a field that is not known.
     """
     given = dict(fields)
     seconds = given.pop("seconds", None)

@@ -14,8 +14,6 @@ TEXT_KINDS = ("str", "strs")
 class ServerArgs(Protocol):
     """What the door reads of SGLang's server arguments."""
 
-    model_path: str
-    served_model_name: str
     pipeline_config: object
 
 
@@ -25,7 +23,6 @@ class ServedModel:
 
     Args:
         title: Name of the family for people.
-        names: What a request may give as ``model``, the served name first.
         fields: Names of the family's request fields that HTTP may set.
         routes: Paths of the POST routes that this family serves.
         check: Checks the fields alone and together; returns them in their own
@@ -36,7 +33,6 @@ class ServedModel:
     """
 
     title: str
-    names: tuple[str, ...]
     fields: frozenset[str]
     routes: frozenset[str]
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -52,7 +48,6 @@ def served_model(server_args: ServerArgs) -> ServedModel | None:
     fields = resolve(family.request_fields)
     return ServedModel(
         title=family.title,
-        names=(server_args.served_model_name, server_args.model_path),
         fields=frozenset(field.name for field in fields if field.doors == "all"),
         routes=frozenset(family.http_routes),
         check=resolve(family.check_request),
