@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from jinja2.exceptions import TemplateError
 from safetensors import safe_open
 from torch import nn
 
@@ -75,7 +74,7 @@ def test_system_message_replaces_the_instruction(tokenizer):
 
 @pytest.mark.parametrize("token", prompt.RESERVED)
 def test_forged_tokens_are_refused(token, tokenizer):
-    with pytest.raises(TemplateError, match="is not allowed in text"):
+    with pytest.raises(Exception, match="is not allowed in text"):
         render(tokenizer, {"role": "user", "content": f"a {token} b"})
     with pytest.raises(RequestError, match="is not allowed"):
         prompt.wrap_question(f"a {token} b", "image")

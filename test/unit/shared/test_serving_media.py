@@ -16,7 +16,6 @@ from sglang_ext_gen.serving.served_model import TEXT_KINDS, ServedModel
 
 MODEL = ServedModel(
     title="Lance",
-    names=("lance",),
     fields=frozenset(f.name for f in lance.REQUEST_FIELDS if f.doors == "all"),
     routes=frozenset({media.EDITS, media.VIDEOS}),
     check=lance.check_request,
