@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The thinker's decoder in plain torch, to show which mistakes the golden data sees.
 
-Written from the specification, not from the served code: dense loops, float32, no cache.
+Written from the specification, not from the served code: loops, float32, no cache.
 Each flag of ``Variant`` makes one mistake that a peer makes or that is easy to make.
 """
 
@@ -80,7 +80,9 @@ def decode(
         x = x + _attention(layer, _norm(x, layer["input_layernorm.weight"]), angles)
         y = _norm(x, layer["post_attention_layernorm.weight"])
         is_dense = index == 0
-        x = x + (_mlp(layer, "mlp.", y) if is_dense else _moe(layer, y, modality, variant))
+        x = x + (
+            _mlp(layer, "mlp.", y) if is_dense else _moe(layer, y, modality, variant)
+        )
     return x if variant.prenorm_states else _norm(x, weights["model.model.norm.weight"])
 
 
@@ -113,7 +115,9 @@ def _attention(layer: dict[str, Tensor], x: Tensor, angles: Tensor) -> Tensor:
 
 
 def _mlp(layer: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    gate, up, down = (layer[f"{name}{part}_proj.weight"] for part in ("gate", "up", "down"))
+    gate, up, down = (
+        layer[f"{name}{part}_proj.weight"] for part in ("gate", "up", "down")
+    )
     return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 

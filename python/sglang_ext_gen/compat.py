@@ -165,9 +165,53 @@ STOCK: dict[str, dict[str, str]] = {
         "resolve_component_precision": "",
     },
     f"{_RUN}.utils.trace_wrapper": {"trace_req": ""},
+    "sglang.kernels.ops.attention.rotary_triton": {
+        "triton_ernie45_rope_fused_inplace": "q k cos_sin_cache positions "
+        "mrope_section head_size rotary_dim is_neox_style"
+    },
     "sglang.cli.serve": {"serve": "args extra_argv"},
     "sglang.cli.utils": {"get_is_diffusion_model": "model_path"},
+    "sglang.srt.configs.bailing_moe_v2": {
+        "BailingMM2Config": "llm_config vision_config audio_config mrope_section"
+    },
+    "sglang.srt.layers.logits_processor": {"LogitsProcessorOutput": "customized_info"},
+    "sglang.srt.layers.multi_gate": {
+        "multi_gate_triton_kernel": "hidden_states multi_gate_indices"
+    },
+    "sglang.srt.layers.quantization.base_config": {"QuantizationConfig": ""},
     "sglang.srt.layers.quantization.fp8_utils": {"apply_fp8_linear": "bias"},
+    "sglang.srt.managers.mm_utils": {
+        "prepare_mm_inputs": "input_ids forward_batch language_model kwargs "
+        "multimodal_model"
+    },
+    "sglang.srt.managers.multimodal_processor": {"PROCESSOR_MAPPING": ""},
+    "sglang.srt.managers.schedule_batch": {
+        "Modality": "",
+        "MultimodalDataItem": "modality feature offsets model_specific_data",
+        "MultimodalDataItem.set_hash": "hash_value",
+        "MultimodalProcessorOutput": "mm_items input_ids im_token_id video_token_id "
+        "audio_token_id mrope_positions mrope_position_delta",
+    },
+    "sglang.srt.model_executor.forward_batch_info": {
+        "ForwardBatch": "mm_inputs mrope_positions extend_prefix_lens_cpu "
+        "extend_seq_lens_cpu",
+        "PPProxyTensors": "",
+    },
+    "sglang.srt.model_loader.utils": {"get_model_architecture": "model_config"},
+    "sglang.srt.model_loader.weight_utils": {"default_weight_loader": ""},
+    "sglang.srt.models.bailing_mm": {
+        "BailingMM2NativeForConditionalGeneration": "config quant_config prefix",
+        "BailingMM2NativeForConditionalGeneration.get_image_feature": "items",
+    },
+    "sglang.srt.models.bailing_moe": {"BailingMoESparseMoeBlock": ""},
+    "sglang.srt.models.registry": {"ModelRegistry": "", "ModelRegistry.models": ""},
+    "sglang.srt.multimodal.customized_mm_processor_utils": {
+        "register_customized_processor": "processor_class"
+    },
+    "sglang.srt.multimodal.processors.base_processor": {
+        "BaseMultimodalProcessor": "hf_config server_args _processor"
+    },
+    "sglang.srt.platforms": {"current_platform": ""},
     "sglang.srt.platforms.cpu": {"CpuSRTPlatform": ""},
     "sglang.srt.platforms.device_mixin": {"PlatformEnum": "", "PlatformEnum.OOT": ""},
     "sglang.srt.platforms.interface": {
@@ -177,6 +221,10 @@ STOCK: dict[str, dict[str, str]] = {
         "SRTPlatform.get_dispatch_key_name": "",
     },
     "sglang.srt.plugins": {"load_plugins": ""},
+    "sglang.srt.utils.hf_transformers.common": {
+        "_CONFIG_REGISTRY": "",
+        "download_from_hf": "allow_patterns",
+    },
     "sglang.srt.plugins.hook_registry": {
         "HookRegistry": "",
         "HookType.AFTER": "",

@@ -206,7 +206,7 @@ def find_family(name: str) -> ModelFamily:
     for family in FAMILIES:
         if family.name == name:
             return family
-    known = ", ".join(family.name for family in FAMILIES)
+    known = ", ".join(row.name for row in (*FAMILIES, *LANGUAGE_MODELS))
     raise ConfigError(f"unknown model family {name!r}; known families: {known}")
 
 
@@ -225,6 +225,26 @@ def family_of(path_or_id: str | os.PathLike[str]) -> ModelFamily | None:
         elif text.lower() in (known.lower() for known in family.hf_model_paths):
             return family
     return None
+
+
+def language_model_of(path: Path) -> LanguageModel | None:
+    """The enabled language model that a local directory holds, judged by content."""
+    for model in enabled_language_models():
+        if resolve(model.recognises)(path):
+            return model
+    return None
+
+
+def find_row(name: str) -> ModelFamily | LanguageModel:
+    """The row called ``name`` in either table, enabled or not.
+
+    Raises:
+        ConfigError: There is none; lists the known names.
+    """
+    for model in LANGUAGE_MODELS:
+        if model.name == name:
+            return model
+    return find_family(name)
 
 
 def family_of_config(pipeline_config: object) -> ModelFamily | None:

@@ -61,13 +61,20 @@ def get_non_diffusers_pipeline_name(
 
 def get_is_diffusion_model(original: Callable[[str], bool], model_path: str) -> bool:
     """Around ``sglang.cli.utils.get_is_diffusion_model``, for ``sglang serve``."""
-    if family_of(model_path) is not None or original(model_path):
+    if family_of(model_path) is not None:
         return True
+    answer = original(model_path)
+    if not answer:
+        _register_language_models()
+    return answer
+
+
+def _register_language_models() -> None:
+    # In sglang serve they were left out until now; see plugin.register_srt.
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     language_models.register()
     HookRegistry.apply_hooks()
-    return False
 
 
 @functools.cache

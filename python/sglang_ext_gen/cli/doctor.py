@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ext_gen import __version__, compat, envs, hooks
-from sglang_ext_gen.registry import FAMILIES, enabled_families, family_of, resolve
+from sglang_ext_gen.registry import (
+    FAMILIES,
+    enabled_families,
+    enabled_language_models,
+    family_of,
+    language_model_of,
+    resolve,
+)
 
 DISTRIBUTIONS = (
     "sglang",
@@ -33,6 +40,7 @@ DISTRIBUTIONS = (
 ENTRY_POINTS = {
     "sglang.multimodal_gen.plugins": "sglang_ext_gen.plugin:register_diffusion",
     "sglang.srt.plugins": "sglang_ext_gen.plugin:register_srt",
+    "sglang.srt.platforms": "sglang_ext_gen.platforms.cpu_reference:activate",
 }
 FRESH_PROCESS_TIMEOUT_S = 600
 
@@ -86,9 +94,12 @@ def _sections(
 
 def examine_model(model: Path) -> dict[str, Any]:
     """Whose checkpoint a directory is and what is wrong with it."""
-    family = family_of(model) if model.is_dir() else None
+    family = None
+    if model.is_dir():
+        family = family_of(model) or language_model_of(model)
     if family is None:
-        titles = ", ".join(family.title for family in enabled_families())
+        rows = (*enabled_families(), *enabled_language_models())
+        titles = ", ".join(row.title for row in rows)
         what = "no checkpoint of" if model.is_dir() else "no directory, so not one of"
         problems = [f"{model} is {what} {titles or 'any enabled family'}"]
         return {"path": str(model), "family": None, "problems": problems}

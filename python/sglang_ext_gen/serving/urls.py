@@ -80,7 +80,9 @@ def fetch(url: str, field: str, limits: FetchLimits | None = None) -> bytes:
                 location = answer.getheader("Location")
         except (OSError, http.client.HTTPException) as error:
             reason = type(error).__name__
-            raise RequestError(field, f"cannot fetch {_shown(parts)}: {reason}") from error
+            raise RequestError(
+                field, f"cannot fetch {_shown(parts)}: {reason}"
+            ) from error
         if not location:
             raise RequestError(field, f"{_shown(parts)} redirects to nowhere")
         url = urljoin(url, location)

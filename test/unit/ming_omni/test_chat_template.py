@@ -70,7 +70,9 @@ def test_text_equals_the_official_one(ming_golden, render, case):
     ],
 )
 def test_thinking_is_off_unless_asked_for(render, options, state):
-    assert f"detailed thinking {state}<|role_end|>" in render(CASES["a_text"], **options)
+    assert f"detailed thinking {state}<|role_end|>" in render(
+        CASES["a_text"], **options
+    )
 
 
 def test_a_callers_system_text_replaces_the_official_sentence(render):
@@ -115,7 +117,10 @@ def test_special_tokens_are_refused(render, token):
         ([user(text("a")), {"role": "system", "content": "b"}], "role system"),
         ([{"role": "assistant", "content": "a"}], "the last message"),
         ([{"role": "system", "content": "a"}], "the last message"),
-        ([{"role": "system", "content": [IMAGE]}, user(text("a"))], "a part of type image"),
+        (
+            [{"role": "system", "content": [IMAGE]}, user(text("a"))],
+            "a part of type image",
+        ),
         ([user({"type": "smell"})], "a part of type smell"),
     ],
 )

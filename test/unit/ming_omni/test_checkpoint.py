@@ -4,6 +4,7 @@
 import gc
 import json
 import pickle
+import re
 import shutil
 import weakref
 
@@ -81,11 +82,7 @@ def test_damage_is_named(copied, damage, problem):
     damage(copied)
     problems = check_checkpoint(copied)
     assert len(problems) == 1
-    assert pytest.raises(AssertionError, _fail, problems[0]).match(problem)
-
-
-def _fail(message: str) -> None:
-    raise AssertionError(message)
+    assert re.search(problem, problems[0])
 
 
 def _drop(folder, name):
@@ -110,7 +107,9 @@ def test_a_tiny_checkpoint_is_complete_and_repeatable(tmp_path):
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
     assert len(files) == 6
     for file in files:
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert (tmp_path / "a" / file).read_bytes() == (
+            tmp_path / "b" / file
+        ).read_bytes()
     with pytest.raises(ConfigError, match="exists already"):
         write_tiny(tmp_path / "a")
 
@@ -191,7 +190,9 @@ def test_tensors_are_let_go_one_by_one():
             yield f"{index}.weight", tensor
             del tensor
 
-    load_thinker(layers, stream(), [TensorSpec(f"{i}.weight", (2, 3)) for i in range(5)])
+    load_thinker(
+        layers, stream(), [TensorSpec(f"{i}.weight", (2, 3)) for i in range(5)]
+    )
     assert [float(layer.weight[0, 0]) for layer in layers] == [0, 1, 2, 3, 4]
 
 
@@ -199,7 +200,10 @@ def test_query_tokens_are_loaded_strictly(copied):
     tokens = nn.ParameterDict({"4x4": nn.Parameter(torch.zeros(16, 64))})
     assert list(load_query_tokens(tokens, copied)) == ["4x4"]
     assert tokens["4x4"].std() > 0
-    for name, shape, problem in (("8x8", (64, 64), "lacks"), ("4x4", (16, 32), "shape")):
+    for name, shape, problem in (
+        ("8x8", (64, 64), "lacks"),
+        ("4x4", (16, 32), "shape"),
+    ):
         wrong = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape))})
         with pytest.raises(CheckpointError, match=problem):
             list(load_query_tokens(wrong, copied))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures, frames and sound -> patches and log-mel frames, against the official code."""
+"""Pictures, frames, sound -> patches and log-mel frames, against the official code."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,9 @@ def test_long_videos_are_capped():
 
 
 def test_an_odd_frame_is_paired_with_itself():
-    frames = Frames(np.random.default_rng(0).integers(0, 255, (3, 40, 50, 3), "uint8"), 2.0)
+    frames = Frames(
+        np.random.default_rng(0).integers(0, 255, (3, 40, 50, 3), "uint8"), 2.0
+    )
     inputs, stamps = video_inputs(frames)
     assert stamps == [0.25, 1.0]
     first, second = inputs[1].patches.view(-1, 3, 2, 256).unbind(2)

@@ -7,6 +7,7 @@ whether the served model is right.
 
 import pytest
 import torch
+
 from ming_reference import Variant, decode, load
 
 THRESHOLD = 2e-4

@@ -16,7 +16,13 @@ from sglang_ext_gen.models.ming_omni.thinker.rotary import rotate_in_place
 from sglang_ext_gen.models.ming_omni.thinker.routing import multi_gate
 
 AUDIO = AudioConfig(
-    n_ctx=600, n_head=2, n_layer=2, n_mels=128, n_state=64, ds_kernel_size=3, ds_stride=2
+    n_ctx=600,
+    n_head=2,
+    n_layer=2,
+    n_mels=128,
+    n_state=64,
+    ds_kernel_size=3,
+    ds_stride=2,
 )
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 _TEXT, _IMAGE, _VIDEO, _AUDIO = 0, 1, 2, 3  # SGLang's modality numbers
@@ -24,7 +30,10 @@ _TEXT, _IMAGE, _VIDEO, _AUDIO = 0, 1, 2, 3  # SGLang's modality numbers
 
 @pytest.fixture(scope="module")
 def audio_parts(ming_golden):
-    parts = {"audio.": AudioTower(AUDIO), "linear_proj_audio.": AudioProjector(AUDIO, 64)}
+    parts = {
+        "audio.": AudioTower(AUDIO),
+        "linear_proj_audio.": AudioProjector(AUDIO, 64),
+    }
     for prefix, module in parts.items():
         state = {}
         for file in sorted(ming_golden.path.glob("model-*.safetensors")):
@@ -76,7 +85,9 @@ def test_too_long_sound_is_refused(audio_parts):
 
 def test_the_longest_sound_fits(audio_parts):
     with torch.no_grad():
-        assert audio_parts[0](torch.zeros(AUDIO.max_frames, AUDIO.n_mels)).shape[0] == 600
+        assert (
+            audio_parts[0](torch.zeros(AUDIO.max_frames, AUDIO.n_mels)).shape[0] == 600
+        )
 
 
 @pytest.mark.parametrize("negative", ["", "_negbias"])

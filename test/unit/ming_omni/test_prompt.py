@@ -120,5 +120,5 @@ def test_another_models_tokenizer_is_refused():
         def get_vocab(self):
             return {"<image>": 1}
 
-    with pytest.raises(ConfigError, match="<imagePatch>.*--tokenizer-path"):
+    with pytest.raises(ConfigError, match=r"<imagePatch>.*--tokenizer-path"):
         MediaTokens.resolve(Other())

@@ -39,7 +39,9 @@ ROWS = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 
 
 def states(values, index: int) -> QueryStates:
-    return QueryStates.from_meta_info({QUERY_STATES_KEY: [values[QUERY_STATES_KEY][index]]})
+    return QueryStates.from_meta_info(
+        {QUERY_STATES_KEY: [values[QUERY_STATES_KEY][index]]}
+    )
 
 
 def numbers(got: QueryStates) -> torch.Tensor:
@@ -80,7 +82,12 @@ def test_requests_of_one_batch_are_kept_apart():
     a, b = Inputs([block(1, 2)]), Inputs([block(3, 2)])
     chat = Inputs([picture(0, 5)])
     values = collect(ROWS[:23], [a, None, chat, b], [0, 0, 0, 2], [6, 3, 8, 6])
-    assert [value is None for value in values[QUERY_STATES_KEY]] == [False, True, True, False]
+    assert [value is None for value in values[QUERY_STATES_KEY]] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert torch.equal(numbers(states(values, 0)), ROWS[1:5])
     assert torch.equal(numbers(states(values, 3)), ROWS[18:22])
 

@@ -9,7 +9,12 @@ import sys
 
 import pytest
 
-from sglang_ext_gen import compat, hooks, plugin
+from sglang_ext_gen import compat, hooks, language_models, plugin
+from sglang_ext_gen.registry import (
+    FAMILIES,
+    LANGUAGE_MODELS,
+    enabled_language_models,
+)
 
 
 @pytest.fixture
@@ -17,6 +22,7 @@ def registered(monkeypatch):
     """Hook registrations, recorded instead of made; entry points start unused."""
     calls = []
     monkeypatch.setattr(hooks, "register_hooks", lambda *args: calls.append(args))
+    monkeypatch.setattr(language_models, "register", lambda: calls.append(("srt",)))
     monkeypatch.delenv("SGLANG_EXT_GEN_DISABLE", raising=False)
     # The functions are cached for the life of a process; call what is inside.
     monkeypatch.setattr(plugin, "register_srt", plugin.register_srt.__wrapped__)
@@ -26,10 +32,10 @@ def registered(monkeypatch):
     return calls
 
 
-def test_srt_processes_other_than_sglang_serve_are_left_alone(registered, monkeypatch):
+def test_language_models_are_registered_outside_sglang_serve(registered, monkeypatch):
     monkeypatch.delitem(sys.modules, "sglang.cli.serve", raising=False)
     plugin.register_srt()
-    assert registered == []
+    assert registered == [("srt",)]
 
 
 def test_sglang_serve_gets_the_cli_hook(registered, monkeypatch):
@@ -39,11 +45,11 @@ def test_sglang_serve_gets_the_cli_hook(registered, monkeypatch):
 
 
 def test_nothing_happens_when_every_family_is_disabled(registered, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sglang.cli.serve", sys)
-    monkeypatch.setenv("SGLANG_EXT_GEN_DISABLE", "ideogram4")
-    plugin.register_srt()
+    disabled = ",".join(row.name for row in (*FAMILIES, *LANGUAGE_MODELS))
+    monkeypatch.setenv("SGLANG_EXT_GEN_DISABLE", disabled)
     plugin.register_diffusion()
     assert registered == []
+    assert enabled_language_models() == ()
 
 
 def test_unsupported_sglang_gets_only_the_refusal(registered, monkeypatch, caplog):

@@ -31,7 +31,12 @@ PAGES = {"README.md"} | {
 }
 
 # Import names that differ from the distribution's name.
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 FENCE = re.compile(r"^```(?:console|bash|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SYSTEM_COMMANDS = {"cd", "curl", "export", "git", "pip", "python", "python3.11"}
 SGLANG_COMMANDS = {"serve", "generate"}
@@ -66,6 +71,9 @@ def test_entry_points():
             "sglang_ext_gen": "sglang_ext_gen.plugin:register_diffusion"
         },
         "sglang.srt.plugins": {"sglang_ext_gen": "sglang_ext_gen.plugin:register_srt"},
+        "sglang.srt.platforms": {
+            "cpu_reference": "sglang_ext_gen.platforms.cpu_reference:activate"
+        },
     }
 
 

@@ -88,7 +88,7 @@ def test_public_addresses(address):
 )
 def test_private_addresses_are_refused_in_every_spelling(server, host):
     port = server.rpartition(":")[2]
-    with pytest.raises(RequestError, match="not public|does not resolve"):
+    with pytest.raises(RequestError, match=r"not public|does not resolve"):
         fetch(f"http://{host}:{port}/", "image")
 
 
@@ -104,7 +104,7 @@ def test_a_name_with_one_private_address_is_refused(monkeypatch):
 def test_a_redirect_to_a_private_address_is_refused(server, monkeypatch):
     monkeypatch.setenv(envs.MEDIA_HOSTS.name, "localhost")
     port = server.rpartition(":")[2]
-    with pytest.raises(RequestError, match="'127.0.0.1' is or resolves to"):
+    with pytest.raises(RequestError, match=r"'127\.0\.0\.1' is or resolves to"):
         fetch(f"http://localhost:{port}/redirect?{server}/", "image")
 
 

@@ -24,9 +24,10 @@ from sglang_ext_gen.errors import RequestError, ThinkerError
 # Key of the answer's meta_info; its value is a list with one entry per output token.
 QUERY_STATES_KEY = "ming_query_states"
 # The item of ``image_data`` that appends the learnable query tokens to the prompt.
-QUERY_BLOCK: dict[str, str] = {"type": "ming_query_block"}
+# Text, because ``/generate`` takes no objects there but its own.
+QUERY_BLOCK = "ming:query_block"
 
-DEFAULT_SYSTEM = "你是一个友好的AI助手。"  # noqa: RUF001 the official sentence
+DEFAULT_SYSTEM = "你是一个友好的AI助手。"
 IMAGE, VIDEO, AUDIO = "<IMAGE>", "<VIDEO>", "<AUDIO>"
 # Text that would change the prompt's structure if a user could write it.
 RESERVED = (
@@ -94,7 +95,7 @@ class QueryStates:
     def last_scale(self) -> bytes:
         """The rows of the last scale: [s * s, width]."""
         row_bytes = self.width * _ITEM_BYTES[self.dtype]
-        return self.data[-self.scales[-1] ** 2 * row_bytes :]
+        return self.data[-(self.scales[-1] ** 2) * row_bytes :]
 
     def to_json(self) -> dict[str, Any]:
         """JSON-safe form; base64 costs a third, JSON numbers would cost five times."""

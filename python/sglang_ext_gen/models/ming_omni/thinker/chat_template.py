@@ -127,7 +127,10 @@ def chat_template() -> str:
         "TOOLS_AFTER": _TOOLS_AFTER,
     }
     return _TEMPLATE_HEAD.format_map(
-        {name: json.dumps(value, ensure_ascii=False) for name, value in constants.items()}
+        {
+            name: json.dumps(value, ensure_ascii=False)
+            for name, value in constants.items()
+        }
     ) + _TEMPLATE.lstrip("\n")
 
 

@@ -15,13 +15,13 @@ The class lives at module level because SGLang pickles configs to spawned proces
 import logging
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
-
 from sglang.srt.configs.bailing_moe_v2 import BailingMM2Config
 from sglang.srt.multimodal.customized_mm_processor_utils import (
     register_customized_processor,
 )
 from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY
+from transformers import AutoConfig, AutoTokenizer
+
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.ming_omni.thinker.tokenizer import (
     BailingTokenizer,

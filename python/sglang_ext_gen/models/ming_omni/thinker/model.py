@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.layers.quantization.base_config import QuantizationConfig
 from sglang.srt.managers.mm_utils import prepare_mm_inputs
 from sglang.srt.managers.schedule_batch import MultimodalDataItem
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, PPProxyTensors
-from sglang.srt.models import bailing_mm
+from sglang.srt.models.bailing_mm import (
+    BailingMM2NativeForConditionalGeneration as StockThinker,
+)
 from sglang.srt.models.bailing_moe import BailingMoESparseMoeBlock
 from sglang.srt.platforms import current_platform
 from sglang.srt.utils.hf_transformers.common import download_from_hf
+from torch import Tensor, nn
+
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.ming_omni.thinker import query_states
 from sglang_ext_gen.models.ming_omni.thinker.audio import (
@@ -51,9 +53,7 @@ logger = logging.getLogger(__name__)
 _SIDE_FILES = ["config.json", "mlp/config.json", "mlp/model.safetensors"]
 
 
-class BailingMM2NativeForConditionalGeneration(
-    bailing_mm.BailingMM2NativeForConditionalGeneration
-):
+class BailingMM2NativeForConditionalGeneration(StockThinker):
     """Ming-flash-omni 2.0's thinker under SGLang's name for it."""
 
     def __init__(
@@ -166,8 +166,8 @@ class BailingMM2NativeForConditionalGeneration(
         logger.info(
             "Ming thinker: %d parameters filled, query tokens %s",
             len(filled),
-            ", ".join(scales) or "absent (no mlp/config.json): it chats, but feeds no "
-            "image generator",
+            ", ".join(scales)
+            or "absent (no mlp/config.json): it chats, but feeds no image generator",
         )
         return filled | {f"query_tokens.{scale}" for scale in scales}
 

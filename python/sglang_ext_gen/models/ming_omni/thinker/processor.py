@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from sglang.srt.managers.schedule_batch import (
     Modality,
     MultimodalDataItem,
@@ -16,6 +14,8 @@ from sglang.srt.managers.schedule_batch import (
 )
 from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
 from sglang.srt.utils.hf_transformers.common import download_from_hf
+from torch import Tensor
+
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.ming_omni.thinker import media, prompt, query_states
 from sglang_ext_gen.models.ming_omni.thinker.audio import AudioConfig
@@ -38,6 +38,8 @@ from sglang_ext_gen.models.ming_omni.thinker_protocol import QUERY_BLOCK
 # Seconds of sound per position of the audio tower.
 _SECONDS_PER_POSITION = 0.02
 _HASH_BITS = 62
+# Media of one request; each may take seconds to decode.
+MAX_MEDIA = 128
 
 
 class MingMultimodalProcessor(BaseMultimodalProcessor):
@@ -46,7 +48,12 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
     models = [BailingMM2NativeForConditionalGeneration]  # noqa: RUF012 SGLang's type
 
     def __init__(
-        self, hf_config: Any, server_args: Any, _processor: Any, *args: Any, **kwargs: Any
+        self,
+        hf_config: Any,
+        server_args: Any,
+        _processor: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         super().__init__(hf_config, server_args, _processor, *args, **kwargs)
         self.tokens = MediaTokens.resolve(_processor.tokenizer)
@@ -88,27 +95,28 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
         audio_data: list[Any],
     ) -> MultimodalProcessorOutput:
         """What ``process_mm_data_async`` returns, in the calling thread."""
-        if not isinstance(text, str):
-            text = self._tokenizer.decode(text)
-        is_generation = QUERY_BLOCK in image_data
+        count = len(image_data) + len(video_data) + len(audio_data)
+        if count > MAX_MEDIA:
+            raise RequestError("media", f"{count} given, at most {MAX_MEDIA} allowed")
+        blocks = [item for item in image_data if _is_query_block(item)]
         pictures = [
             image_input(media.load_image(item))
             for item in image_data
-            if item != QUERY_BLOCK
+            if not _is_query_block(item)
         ]
         videos = [_video(item) for item in video_data]
         clips = [
             log_mel(media.load_waveform(item, self.max_seconds)) for item in audio_data
         ]
         expanded = prompt.expand(
-            text,
+            text if isinstance(text, str) else str(self._tokenizer.decode(text)),
             [prompt.image_piece(_token_grid(picture)) for picture in pictures],
             [prompt.video_piece(_token_grid(v[0]), stamps) for v, stamps in videos],
             [prompt.audio_piece(audio_tokens(len(clip))) for clip in clips],
             self._tokenizer.encode,
             self.tokens,
         )
-        if is_generation:
+        if blocks:
             expanded = self._with_query_blocks(expanded, image_data)
         features: dict[Kind, list[Any]] = {
             "image": pictures,
@@ -123,9 +131,11 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
     def _with_query_blocks(self, expanded: Prompt, image_data: list[Any]) -> Prompt:
         if not self.scales:
             raise RequestError(
-                "image_data", "this checkpoint has no mlp/config.json, so no query tokens"
+                "image_data",
+                "this checkpoint has no mlp/config.json, so no query tokens",
             )
-        if image_data.count(QUERY_BLOCK) != 1 or image_data[-1] != QUERY_BLOCK:
+        is_block = [_is_query_block(item) for item in image_data]
+        if sum(is_block) != 1 or not is_block[-1]:
             raise RequestError("image_data", "give the query block once, and last")
         return prompt.append_query_blocks(expanded, self.scales, self.tokens)
 
@@ -146,6 +156,11 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
         )
 
 
+def _is_query_block(item: Any) -> bool:
+    # In process an item may be an array, whose == is no bool.
+    return isinstance(item, str) and item == QUERY_BLOCK
+
+
 def _video(source: Any) -> tuple[list[VisualInput], list[float]]:
     frames, size = media.load_video(source)
     if size is None:
@@ -160,7 +175,8 @@ def _token_grid(visual: VisualInput) -> tuple[int, int]:
 def _item(span: Span, value: Any) -> MultimodalDataItem:
     """SGLang's item for one span; pictures, frames and clips are cached by content."""
     if span.kind == "query":
-        item = _media_item(Modality.IMAGE, span, torch.empty(0))
+        # No feature: the model has the rows. SGLang's transport refuses empty tensors.
+        item = _media_item(Modality.IMAGE, span, torch.zeros(1))
         item.model_specific_data[query_states.SCALE] = value
         # A random hash: the block is never found in the prefix cache.
         item.set_hash(secrets.randbits(_HASH_BITS))

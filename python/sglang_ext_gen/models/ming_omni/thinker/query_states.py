@@ -49,7 +49,9 @@ def collect(
     values: list[dict[str, Any] | None] = []
     start = 0
     for inputs, prefix, length in zip(mm_inputs, prefix_lens, extend_lens, strict=True):
-        blocks = [item for item in inputs.mm_items if is_query_block(item)] if inputs else []
+        blocks = (
+            [item for item in inputs.mm_items if is_query_block(item)] if inputs else []
+        )
         for item in blocks:
             _store(item, hidden_states[start : start + length], prefix)
         ends = bool(blocks) and prefix + length > blocks[-1].offsets[-1][1]
@@ -59,7 +61,7 @@ def collect(
 
 
 def _store(item: Any, rows: Tensor, prefix: int) -> None:
-    """Copy the part of a block that lies in rows ``prefix`` to ``prefix + len(rows)``."""
+    """Copy the part of a block that is in this chunk, which starts at ``prefix``."""
     first, last = item.offsets[0]
     begin, end = max(first, prefix), min(last + 1, prefix + len(rows))
     if begin >= end:
@@ -69,7 +71,9 @@ def _store(item: Any, rows: Tensor, prefix: int) -> None:
         count = last - first + 1
         store[_ROWS] = torch.empty(count, rows.shape[1], dtype=rows.dtype)
         store[_FILLED] = torch.zeros(count, dtype=torch.bool)
-    store[_ROWS][begin - first : end - first] = rows[begin - prefix : end - prefix].cpu()
+    store[_ROWS][begin - first : end - first] = rows[
+        begin - prefix : end - prefix
+    ].cpu()
     store[_FILLED][begin - first : end - first] = True
 
 
@@ -82,8 +86,8 @@ def _finish(blocks: Sequence[Any]) -> dict[str, Any]:
     complete = [part for part in rows if part is not None]
     if found != wanted or len(complete) != len(rows):
         return {
-            "error": f"only {found} of {wanted} query tokens were computed; part of the "
-            "block came from the prefix cache"
+            "error": f"only {found} of {wanted} query tokens were computed; part of "
+            "the block came from the prefix cache"
         }
     states = torch.cat(complete)
     return QueryStates(

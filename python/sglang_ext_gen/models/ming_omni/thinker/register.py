@@ -9,6 +9,7 @@ from sglang.srt.managers.multimodal_processor import PROCESSOR_MAPPING
 from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.platforms import current_platform
 from sglang.srt.plugins.hook_registry import HookRegistry
+
 from sglang_ext_gen import hooks
 from sglang_ext_gen.models.ming_omni.thinker.config import ARCHITECTURE
 from sglang_ext_gen.models.ming_omni.thinker.model import (
@@ -22,13 +23,18 @@ from sglang_ext_gen.platforms.cpu_reference import CpuReferencePlatform
 
 def register_model() -> None:
     """Register processor and model; repeating it changes nothing."""
-    if ModelRegistry.models.get(ARCHITECTURE) is BailingMM2NativeForConditionalGeneration:
+    if (
+        ModelRegistry.models.get(ARCHITECTURE)
+        is BailingMM2NativeForConditionalGeneration
+    ):
         return
     ModelRegistry.models[ARCHITECTURE] = BailingMM2NativeForConditionalGeneration
     # Found by class name, first match; SGLang's own entry has the same name.
     others = dict(PROCESSOR_MAPPING)
     PROCESSOR_MAPPING.clear()
-    PROCESSOR_MAPPING[BailingMM2NativeForConditionalGeneration] = MingMultimodalProcessor
+    PROCESSOR_MAPPING[BailingMM2NativeForConditionalGeneration] = (
+        MingMultimodalProcessor
+    )
     PROCESSOR_MAPPING.update(others)
     if isinstance(current_platform, CpuReferencePlatform):
         hooks.register_hooks("srt_cpu")

@@ -33,7 +33,15 @@ _STREAM = {"thinker": 1.0}
 _SPECIAL = (
     *("<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|role_end|>"),
     *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
-    *("<role>", "</role>", "<imagePatch>", "<image>", "</image>", "<video>", "</video>"),
+    *(
+        "<role>",
+        "</role>",
+        "<imagePatch>",
+        "<image>",
+        "</image>",
+        "<video>",
+        "</video>",
+    ),
     *("<audioPatch>", "<audio>", "</audio>", "<framePatch>"),
 )
 
@@ -75,7 +83,9 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
     write_json(
         folder / "tokenizer_config.json",
         {
-            "auto_map": {"AutoTokenizer": ["tokenization_bailing.BailingTokenizer", None]},
+            "auto_map": {
+                "AutoTokenizer": ["tokenization_bailing.BailingTokenizer", None]
+            },
             "bos_token": "<|startoftext|>",
             "clean_up_tokenization_spaces": False,
             "eos_token": "<|role_end|>",

@@ -8,9 +8,9 @@ only ``tokenizer.json`` and ``tokenizer_config.json`` and run no code of the sna
 from pathlib import Path
 from typing import Any
 
+from sglang.srt.utils.hf_transformers.common import download_from_hf
 from transformers import PreTrainedTokenizerFast
 
-from sglang.srt.utils.hf_transformers.common import download_from_hf
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ming_omni.thinker.chat_template import chat_template
 from sglang_ext_gen.models.ming_omni.thinker.layout import TOKENIZER_FILES

@@ -4,7 +4,7 @@
 SGLang reads the shards and hands over one tensor at a time; each is written into its
 parameter at once and let go, so nothing but the parameters accumulates. The loader
 proves, by ``layout.py``, that every tensor of the release came exactly once with its
-shape and nothing else came, and by this module's names, that every parameter was filled.
+shape and nothing else came, and, by the names here, that every parameter was filled.
 """
 
 import re
@@ -140,13 +140,15 @@ def load_query_tokens(
 
 
 def _places(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; the gates' bias copies share theirs."""
+    """Parameters and persistent buffers by name."""
     return dict(module.state_dict(keep_vars=True))
 
 
 def _write(loader: Any, place: Tensor, tensor: Tensor, target: Target) -> None:
     if target.expert is not None:
-        loader(place, tensor, target.name, shard_id=target.shard, expert_id=target.expert)
+        loader(
+            place, tensor, target.name, shard_id=target.shard, expert_id=target.expert
+        )
     elif target.shard is not None:
         loader(place, tensor, target.shard)
     else:
