@@ -118,6 +118,15 @@ HOOKS: tuple[Hook, ...] = (
         remove_when="ModelRegistry takes lazy entries.",
     ),
     Hook(
+        target="sglang.srt.server_args.ServerArgs.resolve_once",
+        kind="around",
+        replacement="sglang_ext_gen.language_models:resolve_once",
+        runtime="srt",
+        reason="A checkpoint without a config.json that SGLang can read (Lance) is "
+        "opened through a folder of links.",
+        remove_when="SGLang takes a config parser by the content of a folder.",
+    ),
+    Hook(
         target="sglang.srt.layers.multi_gate.multi_gate_triton_kernel",
         kind="around",
         replacement="sglang_ext_gen.models.ming_omni.thinker.routing:multi_gate",

@@ -47,3 +47,16 @@ def get_model_architecture(original: Callable[[Any], Any], model_config: Any) ->
             )
         resolve(model.register_model)()
     return original(model_config)
+
+
+def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
+    """Around ``ServerArgs.resolve_once``: let our models prepare the arguments.
+
+    Raises:
+        CheckpointError: A checkpoint of ours is incomplete.
+    """
+    if not getattr(server_args, "_resolution_finished", False):
+        for model in enabled_language_models():
+            if model.prepare_arguments is not None:
+                resolve(model.prepare_arguments)(server_args)
+    original(server_args)

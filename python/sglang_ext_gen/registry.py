@@ -157,6 +157,8 @@ class LanguageModel:
         recognises: Function that says whether a local directory holds this model, by
             content; imports neither torch nor SGLang.
         write_tiny: Function that writes a tiny checkpoint into a directory.
+        prepare_arguments: Function that may change SGLang's server arguments before
+            they are resolved, for checkpoints that SGLang cannot open as they are.
     """
 
     name: str
@@ -167,6 +169,7 @@ class LanguageModel:
     check_checkpoint: str
     recognises: str
     write_tiny: str
+    prepare_arguments: str | None = None
 
 
 _MING_THINKER = "sglang_ext_gen.models.ming_omni.thinker"
@@ -181,6 +184,17 @@ LANGUAGE_MODELS: tuple[LanguageModel, ...] = (
         check_checkpoint=f"{_MING_THINKER}.layout:check_checkpoint",
         recognises=f"{_MING_THINKER}.layout:recognises",
         write_tiny=f"{_MING_THINKER}.tiny:write_tiny",
+    ),
+    LanguageModel(
+        name="lance",
+        title="Lance (understanding)",
+        architecture="LanceForConditionalGeneration",
+        register_config=f"{_LANCE}.thinker.config:register_config",
+        register_model=f"{_LANCE}.thinker.register:register_model",
+        check_checkpoint=f"{_LANCE}.layout:check_checkpoint",
+        recognises=f"{_LANCE}.layout:recognises",
+        write_tiny=f"{_LANCE}.tiny:write_tiny",
+        prepare_arguments=f"{_LANCE}.thinker.view:prepare_arguments",
     ),
 )
 

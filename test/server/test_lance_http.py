@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
+from PIL import Image
 
 from conftest import Golden
 from images import read_rgb
@@ -27,8 +28,10 @@ from server.servers import Server
 pytestmark = pytest.mark.slow
 
 SMALL = {"seed": 1, "num_inference_steps": 3}
-# H.264 in 4:2:0 loses color detail; the model's own error is far smaller.
-MIN_MP4_PSNR = 20.0
+# Without quantisation H.264 keeps the brightness (53 dB measured); color is stored at
+# half the size, and the test's videos are noise.
+LOSSLESS = {"output_compression": 100}
+MIN_LUMA_PSNR = 45.0
 FLOAT32 = (
     *("--dit-precision", "fp32"),
     *("--vae-precision", "fp32"),
@@ -86,7 +89,22 @@ def frames_of(openai: OpenAI, job: Any, folder: Path) -> list[np.ndarray]:
     file.write_bytes(openai.videos.download_content(job.id).read())
     with av.open(str(file)) as container:
         assert container.streams.video[0].average_rate == 12
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+
+
+def luma_psnr(golden: Golden, name: str, frames: list[np.ndarray]) -> float:
+    """The smallest PSNR in dB of the brightness of the stored reference frames."""
+    case = golden.json["cases"][name]
+    assert len(frames) == case["output_frames"]
+    files = case["output_files"]
+    shown = frames if len(files) == len(frames) else frames[-1:]
+    errors = []
+    for frame, file in zip(shown, files, strict=True):
+        rgb = np.asarray(Image.open(golden.path / file).convert("RGB"))
+        want = av.VideoFrame.from_ndarray(rgb, format="rgb24").to_ndarray(format="gray")
+        got = frame[: want.shape[0], : want.shape[1]]
+        errors.append(np.mean((got.astype(float) - want.astype(float)) ** 2))
+    return float(10 * np.log10(255**2 / max([*errors, 1e-9])))
 
 
 @pytest.mark.parametrize("name", ["t2i", "t2i_channel_renorm"])
@@ -121,14 +139,14 @@ def test_text_to_video(openai, golden, video, tmp_path):
     job = openai.videos.create(
         prompt=golden.json["cases"]["t2v"]["prompt"],
         size=size_of(golden, "t2v"),  # type: ignore[arg-type]
-        extra_body=fields,
+        extra_body={**fields, **LOSSLESS},
     )
     job, progress = wait_for(openai, job)
     assert job.status == "completed", job
     assert progress == sorted(progress)
     assert progress[-1] == 100
     frames = frames_of(openai, job, tmp_path)
-    assert worst_psnr(golden, "t2v", frames) >= MIN_MP4_PSNR
+    assert luma_psnr(golden, "t2v", frames) >= MIN_LUMA_PSNR
 
 
 @pytest.mark.parametrize("name", ["i2v", "video_edit"])
@@ -138,12 +156,12 @@ def test_video_with_a_source(name, openai, golden, video, tmp_path):
     job = openai.videos.create(
         prompt=case["prompt"],
         input_reference=source.open("rb"),
-        extra_body=own_fields(golden, name, video),
+        extra_body={**own_fields(golden, name, video), **LOSSLESS},
     )
     job, _ = wait_for(openai, job)
     assert job.status == "completed", job
     frames = frames_of(openai, job, tmp_path)
-    assert worst_psnr(golden, name, frames) >= MIN_MP4_PSNR
+    assert luma_psnr(golden, name, frames) >= MIN_LUMA_PSNR
 
 
 def test_progress_is_reported_step_by_step(openai):
@@ -157,7 +175,11 @@ def test_progress_is_reported_step_by_step(openai):
 def test_n_outputs_have_the_seeds_that_follow(openai):
     def pictures(**fields: Any) -> list[np.ndarray]:
         response = openai.images.generate(
-            prompt="a cat", size="64x48", output_format="png", extra_body=fields
+            prompt="a cat",
+            size="64x48",  # type: ignore[arg-type]
+            output_format="png",
+            response_format="b64_json",
+            extra_body=fields,
         )
         return [read_rgb(base64.b64decode(item.b64_json)) for item in response.data]
 
@@ -235,8 +257,6 @@ def test_bad_uploads_are_refused(server, golden, tmp_path):
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-def test_unknown_model_and_unknown_job(openai):
-    with pytest.raises(NotFoundError):
-        openai.images.generate(prompt="x", model="gpt-image-1")
+def test_unknown_job(openai):
     with pytest.raises(NotFoundError):
         openai.videos.retrieve("no-such-job")

@@ -38,6 +38,9 @@ TEXTS = frozenset(
 )
 
 _SECONDS = RequestField("seconds", "int", "Length of the video.", minimum=1, maximum=10)
+_FORWARDED = tuple(
+    field for field in images.FORWARDED if field.name.startswith("output_c")
+)
 _UPLOAD = "send the file itself, as multipart/form-data"
 _SOURCES = {"image": "image_path", "video": "video_path"}
 
@@ -47,13 +50,15 @@ def checked_edit_body(form: Form, model: ServedModel) -> dict[str, Any]:
 
     Raises:
         RequestError: Names the field, in the client's spelling.
-        Refusal: 404, another model was asked for.
+        Refusal: 400, a field that is not known.
     """
     path = _single_file(form, ("image", "image[]"))
     if path is None:
         raise RequestError("image", f"missing; {_UPLOAD}")
     sources = {"image_path": str(path)}
-    return images.checked_image_body(form.fields, model, sources=sources)
+    checked = images.checked_image_body(form.fields, model, sources=sources)
+    # As on stock's edits route; its generations route prefers a URL.
+    return {"response_format": "b64_json", **checked}
 
 
 def checked_video_body(
@@ -68,7 +73,7 @@ def checked_video_body(
 
     Raises:
         RequestError: Names the field, in the client's spelling.
-        Refusal: 404, another model was asked for.
+        Refusal: 400, a field that is not known.
     """
     given = dict(fields)
     seconds = given.pop("seconds", None)
@@ -82,7 +87,9 @@ def checked_video_body(
     medium = _medium(form) if path is not None else None
     given.setdefault("task_type", {None: "t2v", "image": "i2v", "video": "v2v"}[medium])
     sources = {_SOURCES[medium]: str(path)} if medium is not None else {}
-    checked = images.checked_image_body(given, model, sources=sources, forwarded=())
+    checked = images.checked_image_body(
+        given, model, sources=sources, forwarded=_FORWARDED
+    )
     if "image_path" in checked:
         checked["input_reference"] = checked.pop("image_path")
     return {**checked, "seconds": seconds}

@@ -189,15 +189,27 @@ def pack_generation(
 def pack_answer(tokens: PromptTokens, vision: Grid) -> tuple[Split, ...]:
     """Pack a question about a picture or a video; the answer follows."""
     question = (*tokens.text, *tokens.suffix)
-    return tuple(
-        _number(
-            [
-                _text("prefix", tokens.prefix),
-                _block("vision", vision, tokens.special),
-                _text("text", question),
-            ]
-        )
-    )
+    return pack_around(tokens.prefix, vision, question, tokens.special)
+
+
+def pack_around(
+    before: Sequence[int],
+    vision: Grid | None,
+    after: Sequence[int],
+    special: SpecialTokens,
+) -> tuple[Split, ...]:
+    """Number a sequence with at most one visual block, for an answer.
+
+    Args:
+        before: Ids before the block.
+        vision: Merged grid of the block, or None.
+        after: Ids behind it.
+        special: Ids of markers and placeholder.
+    """
+    splits = [_text("prefix", before)]
+    if vision is not None:
+        splits += [_block("vision", vision, special), _text("text", after)]
+    return tuple(_number(splits))
 
 
 def latent_rows(grid: Grid, max_side: int) -> Tensor:

@@ -6,10 +6,13 @@ the worker. Videos are read with PyAV; only the frames that the task samples are
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import av
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.stream import VideoStream
 from PIL import Image, UnidentifiedImageError
 
 from sglang_ext_gen.errors import RequestError
@@ -47,7 +50,10 @@ class SourceInfo:
         return len(sample_frame_indices(self.num_frames, self.fps))
 
 
-def probe_image(path: str) -> SourceInfo:
+Media = str | bytes  # a path, or what is in a file
+
+
+def probe_image(path: Media) -> SourceInfo:
     """Check a picture file.
 
     Raises:
@@ -57,15 +63,15 @@ def probe_image(path: str) -> SourceInfo:
     return SourceInfo(image.width, image.height)
 
 
-def read_image(path: str) -> Image.Image:
+def read_image(path: Media) -> Image.Image:
     """An RGB picture.
 
     Raises:
         RequestError: See ``probe_image``.
     """
-    file = _existing("image_path", path)
+    name = _existing("image_path", path)
     try:
-        with Image.open(file) as image:
+        with Image.open(_opened(path)) as image:
             _check_dimensions("image_path", image.width, image.height)
             return flatten_to_rgb(image)
     except (
@@ -78,41 +84,41 @@ def read_image(path: str) -> Image.Image:
         if isinstance(error, RequestError):
             raise
         raise RequestError(
-            "image_path", f"{file.name} is not a readable picture ({error})"
+            "image_path", f"{name} is not a readable picture ({error})"
         ) from error
 
 
-def probe_video(path: str) -> SourceInfo:
+def probe_video(path: Media) -> SourceInfo:
     """Check a video file by its packets; no frame is decoded but the first.
 
     Raises:
         RequestError: It is missing, unreadable, empty, too long or too large.
     """
-    file = _existing("video_path", path)
+    name = _existing("video_path", path)
     try:
-        with av.open(str(file)) as container:
-            stream = _video_stream(container, file)
+        with av.open(_opened(path)) as container:
+            stream = _video_stream(container, name)
             fps = float(stream.average_rate or 0)
             num_frames = sum(1 for packet in container.demux(stream) if packet.size)
-        with av.open(str(file)) as container:
+        with av.open(_opened(path)) as container:
             first = next(container.decode(video=0), None)
     except (FFmpegError, OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
-        raise _unreadable(file, str(error)) from error
+        raise _unreadable(name, str(error)) from error
     if first is None or num_frames == 0:
-        raise _unreadable(file, "it has no frames")
+        raise _unreadable(name, "it has no frames")
     if num_frames > MAX_VIDEO_FRAMES:
         raise RequestError(
             "video_path",
-            f"{file.name} has {num_frames} frames, at most {MAX_VIDEO_FRAMES} are "
+            f"{name} has {num_frames} frames, at most {MAX_VIDEO_FRAMES} are "
             "allowed; cut it",
         )
     _check_dimensions("video_path", first.width, first.height)
     return SourceInfo(first.width, first.height, num_frames, fps)
 
 
-def read_video(path: str) -> list[Image.Image]:
+def read_video(path: Media) -> list[Image.Image]:
     """The sampled frames of a video, RGB.
 
     Raises:
@@ -121,36 +127,42 @@ def read_video(path: str) -> list[Image.Image]:
     info = probe_video(path)
     indices = sample_frame_indices(info.num_frames, info.fps)
     wanted, frames = set(indices), {}
-    file = Path(path)
+    name = _existing("video_path", path)
     try:
-        with av.open(str(file)) as container:
+        with av.open(_opened(path)) as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
                     frames[index] = frame.to_image()
     except (FFmpegError, OSError, ValueError) as error:
-        raise _unreadable(file, str(error)) from error
+        raise _unreadable(name, str(error)) from error
     if len(frames) != len(wanted):
-        raise _unreadable(file, f"{len(wanted) - len(frames)} frames are damaged")
+        raise _unreadable(name, f"{len(wanted) - len(frames)} frames are damaged")
     return [frames[index] for index in indices]
 
 
-def _existing(field: str, path: str) -> Path:
-    file = Path(path)
+def _existing(field: str, path: Media) -> str:
+    """The name of a source in messages."""
+    if isinstance(path, bytes):
+        return "the file"
     if "://" in path or path.startswith("data:"):
         raise RequestError(field, "a URL given, expected a local file")
-    if not file.is_file():
+    if not Path(path).is_file():
         raise RequestError(field, f"{path} is not a file")
-    return file
+    return Path(path).name
 
 
-def _video_stream(container, file: Path):
+def _opened(path: Media) -> str | BytesIO:
+    return BytesIO(path) if isinstance(path, bytes) else path
+
+
+def _video_stream(container: InputContainer, name: str) -> VideoStream:
     if not container.streams.video:
-        raise _unreadable(file, "it has no video stream")
+        raise _unreadable(name, "it has no video stream")
     return container.streams.video[0]
 
 
-def _unreadable(file: Path, reason: str) -> RequestError:
-    return RequestError("video_path", f"{file.name} is not a readable video: {reason}")
+def _unreadable(name: str, reason: str) -> RequestError:
+    return RequestError("video_path", f"{name} is not a readable video: {reason}")
 
 
 def _check_dimensions(field: str, width: int, height: int) -> None:
