@@ -116,7 +116,7 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.managers.memory_managers.layerwise_offload": {
         "LayerwiseOffloadableModuleMixin": ""
     },
-    f"{_RUN}.pipelines_core": {"Req": "sampling_params"},
+    f"{_RUN}.pipelines_core": {"Req": ""},
     f"{_RUN}.pipelines_core.composed_pipeline_base": {
         "ComposedPipelineBase._load_config": "",
         "ComposedPipelineBase.add_stage": "",

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import BadRequestError, OpenAI
 
 from conftest import Golden
 from images import psnr, read_rgb
@@ -138,23 +138,17 @@ def test_health_and_models(server: Server, openai: OpenAI, ideogram4_golden: Gol
     assert httpx.get(f"{server.url}/health").status_code == 200
     [model] = openai.models.list().data
     assert model.id == str(ideogram4_golden.checkpoint)
-    named = {**GOOD, "model": model.id}
-    assert picture(server, named) == picture(server, GOOD)
+    for name in (model.id, "gpt-image-1"):
+        assert picture(server, {**GOOD, "model": name}) == picture(server, GOOD)
 
 
 def test_the_openai_client_understands_refusals(openai: OpenAI):
     with pytest.raises(BadRequestError) as caught:
         openai.images.generate(prompt="ok", n=0)
     assert (caught.value.param, caught.value.code) == ("n", "invalid_value")
-    with pytest.raises(NotFoundError) as caught_model:
-        openai.images.generate(prompt="ok", model="gpt-image-1")
-    assert caught_model.value.code == "model_not_found"
 
 
-@pytest.mark.parametrize("case", IDEOGRAM4, ids=lambda case: case.name)
-def test_bad_requests_are_refused_and_leave_no_trace(
-    server: Server, good_picture: bytes, case: BadRequest
-):
+def timed(server: Server, case: BadRequest) -> tuple[httpx.Response, float]:
     start = time.monotonic()
     response = httpx.request(
         case.method,
@@ -163,7 +157,16 @@ def test_bad_requests_are_refused_and_leave_no_trace(
         headers=case.headers,
         timeout=30,
     )
-    seconds = time.monotonic() - start
+    return response, time.monotonic() - start
+
+
+@pytest.mark.parametrize("case", IDEOGRAM4, ids=lambda case: case.name)
+def test_bad_requests_are_refused_and_leave_no_trace(
+    server: Server, good_picture: bytes, case: BadRequest
+):
+    response, seconds = timed(server, case)
+    if seconds >= REFUSAL_SECONDS:  # a busy machine can stall any request once
+        response, seconds = timed(server, case)
     assert response.status_code == case.status, response.text
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
@@ -184,9 +187,8 @@ def test_a_dead_worker_is_reported(server: Server):
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(httpx.post, server.url + IMAGES, json=long, timeout=120)
         time.sleep(2)
-        for process in server.processes()[1:]:
-            if "multiprocessing.spawn" in " ".join(process.cmdline()):
-                process.kill()
+        [worker] = server.workers()
+        worker.kill()
         response = running.result()
     assert response.status_code >= 500
     assert "worker" in response.json()["error"]["message"]

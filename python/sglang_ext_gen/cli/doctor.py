@@ -12,7 +12,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
@@ -51,29 +52,36 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
-    findings = examine(arguments.model, fresh_process=not arguments.no_process)
-    print(json.dumps(findings, indent=2) if arguments.json else render(findings))
+    findings: dict[str, Any] = {"problems": []}
+    for section in _sections(arguments.model, fresh_process=not arguments.no_process):
+        name, found, problems = section
+        findings[name] = found
+        findings["problems"] += problems
+        if not arguments.json:
+            print(_RENDERERS[name](found), end="\n\n", flush=True)
+    if arguments.json:
+        print(json.dumps(findings, indent=2))
+    else:
+        print(_render_problems(findings["problems"]))
     return 1 if findings["problems"] else 0
 
 
-def examine(model: Path | None, *, fresh_process: bool) -> dict[str, Any]:
-    """Everything ``doctor`` knows, ready for JSON; ``problems`` lists what is wrong."""
-    problems: list[str] = []
-    findings: dict[str, Any] = {"problems": problems}
+def _sections(
+    model: Path | None, *, fresh_process: bool
+) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+    """Name, findings and problems of one subject after the other, quickest first."""
     if model is not None:
-        findings["model"] = examine_model(model)
-        problems += findings["model"]["problems"]
-    findings["versions"] = _versions()
-    findings["entry_points"] = _entry_points()
-    findings["environment"] = {
-        variable.name: os.environ.get(variable.name, variable.default)
-        for variable in envs.VARIABLES
-    }
-    problems += _installation_problems(findings)
+        found = examine_model(model)
+        yield "model", found, found["problems"]
+    reason = compat.unsupported_version()
+    yield "versions", _versions(), [] if reason is None else [reason]
+    groups = _entry_points()
+    yield "entry_points", groups, list(_missing_entry_points(groups))
+    yield "environment", _environment(), []
     if fresh_process:
-        findings["process"] = _fresh_process()
-        problems += _process_problems(findings["process"])
-    return findings
+        print("asking a fresh process, which takes about a minute ...", file=sys.stderr)
+        process = _fresh_process()
+        yield "process", process, list(_process_problems(process))
 
 
 def examine_model(model: Path) -> dict[str, Any]:
@@ -118,35 +126,40 @@ def _entry_points() -> dict[str, dict[str, str]]:
     }
 
 
-def _installation_problems(findings: dict[str, Any]) -> Iterable[str]:
-    reason = compat.unsupported_version()
-    if reason is not None:
-        yield reason
+def _missing_entry_points(groups: dict[str, dict[str, str]]) -> Iterator[str]:
     for group, value in ENTRY_POINTS.items():
-        if value not in findings["entry_points"][group].values():
+        if value not in groups[group].values():
             yield (
                 f"entry point {value} is missing in {group}: install the package "
                 "(pip install -e .), do not just put it on the path"
             )
-    for name in envs.unknown_variables():
-        yield f"{name} is set, but there is no such variable"
+
+
+def _environment() -> dict[str, str]:
+    return {
+        variable.name: os.environ.get(variable.name, variable.default)
+        for variable in envs.VARIABLES
+    }
 
 
 def _fresh_process() -> dict[str, Any]:
     command = [sys.executable, "-m", "sglang_ext_gen.cli.fresh_process"]
-    result = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=FRESH_PROCESS_TIMEOUT_S,
-    )
+    try:
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=FRESH_PROCESS_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        return {"error": str(error)}
     if result.returncode != 0:
         return {"error": result.stderr.strip()[-2000:]}
     return json.loads(result.stdout)
 
 
-def _process_problems(process: dict[str, Any]) -> Iterable[str]:
+def _process_problems(process: dict[str, Any]) -> Iterator[str]:
     if "error" in process:
         yield f"the fresh process failed: {process['error']}"
         return
@@ -159,55 +172,59 @@ def _process_problems(process: dict[str, Any]) -> Iterable[str]:
     yield from process["compat"]
 
 
-def render(findings: dict[str, Any]) -> str:
-    """The findings for people."""
-    sections = []
-    if "model" in findings:
-        model = findings["model"]
-        state = (
-            f"{len(model['problems'])} problems" if model["problems"] else "complete"
-        )
-        family = model["family"] or "unknown family"
-        sections.append(_section("checkpoint", [(model["path"], f"{family}, {state}")]))
-    sections.append(_section("versions", findings["versions"].items()))
-    groups = findings["entry_points"].items()
-    rows = [(group, ", ".join(names) or "none") for group, names in groups]
-    sections.append(_section("entry points", rows))
-    sections.append(_section("environment", findings["environment"].items()))
-    sections += _render_process(findings.get("process", {}))
-    problems = findings["problems"]
-    if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        sections.append(f"{len(problems)} problem(s)\n{listed}")
-    else:
-        sections.append("no problems found")
-    return "\n\n".join(sections)
+def _render_model(model: dict[str, Any]) -> str:
+    count = len(model["problems"])
+    state = f"{count} problem(s)" if count else "complete"
+    family = model["family"] or "unknown family"
+    return _table("checkpoint", {model["path"]: f"{family}, {state}"})
 
 
-def _render_process(process: dict[str, Any]) -> list[str]:
-    if "families" not in process:
-        return []
-    registered = process["families"]
-    families = [
-        (family.title, _FAMILY_STATES[registered.get(family.name)])
+def _render_entry_points(groups: dict[str, dict[str, str]]) -> str:
+    rows = {group: ", ".join(names) or "none" for group, names in groups.items()}
+    return _table("entry points", rows)
+
+
+def _render_process(process: dict[str, Any]) -> str:
+    if "error" in process:
+        return "fresh process: failed"
+    families = {
+        family.title: _FAMILY_STATES[process["families"].get(family.name)]
         for family in FAMILIES
+    }
+    lines = ["hooks in a fresh process"]
+    for hook in hooks.HOOKS:
+        state = "applied" if process["hooks"][hook.target] else "MISSING"
+        lines += [f"  {state:<9}{hook.target}", f"           {hook.reason}"]
+    return "\n\n".join(
+        [
+            _table("device", process["device"]),
+            _table("families in a fresh process", families),
+            "\n".join(lines),
+        ]
+    )
+
+
+def _render_problems(problems: list[str]) -> str:
+    if not problems:
+        return "no problems found"
+    listed = "\n".join(f"  {problem}" for problem in problems)
+    return f"{len(problems)} problem(s)\n{listed}"
+
+
+def _table(title: str, rows: dict[str, Any]) -> str:
+    width = max(len(name) for name in rows) + 2
+    lines = [
+        f"  {name:<{width}}{'-' if value is None else value}".rstrip()
+        for name, value in rows.items()
     ]
-    applied = process["hooks"]
-    states = [
-        f"  {'applied' if applied[hook.target] else 'MISSING':<9}{hook.target}\n"
-        f"           {hook.reason}"
-        for hook in hooks.HOOKS
-    ]
-    return [
-        _section("device", process["device"].items()),
-        _section("families in a fresh process", families),
-        "hooks in a fresh process\n" + "\n".join(states),
-    ]
+    return "\n".join([title, *lines])
 
 
 _FAMILY_STATES = {True: "registered", False: "NOT REGISTERED", None: "disabled"}
-
-
-def _section(title: str, rows: Iterable[tuple[str, Any]]) -> str:
-    lines = [f"  {name:<36}{'-' if value is None else value}" for name, value in rows]
-    return "\n".join([title, *lines])
+_RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "model": _render_model,
+    "versions": partial(_table, "versions"),
+    "entry_points": _render_entry_points,
+    "environment": partial(_table, "environment"),
+    "process": _render_process,
+}

@@ -6,9 +6,10 @@ check, so that the command line refuses what the other doors refuse, in their wo
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+from sglang_ext_gen.registry import ModelFamily, enabled_families
 from sglang_ext_gen.request_fields import RequestField
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -46,6 +47,21 @@ def add_request_flags(
                 metavar={"str": "TEXT", "int": "N"}.get(field.kind, "X"),
                 help=_escape(help_text),
             )
+
+
+def help_of_families(
+    add_flags: Callable[[argparse.ArgumentParser, ModelFamily], None],
+) -> str:
+    """Help on the flags of every enabled family, as the end of a help text.
+
+    One parser each, because two families may have a field of the same name.
+    """
+    texts = []
+    for family in enabled_families():
+        parser = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+        add_flags(parser, family)
+        texts.append(parser.format_help().strip())
+    return "\n\n".join(texts)
 
 
 def request_values(

@@ -7,6 +7,7 @@ Which flags there are depends on the model, so MODEL comes first.
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     has_model = bool(argv) and not argv[0].startswith("-")
     family = _find(argv[0]) if has_model else None
-    parser = _parser((family,) if family else enabled_families())
+    parser = _parser(family)
     arguments, sglang_arguments = parser.parse_known_args(argv)
     if family is None:
         parser.error(
@@ -56,25 +57,23 @@ def _find(model: str) -> ModelFamily:
     family = family_of(model)
     if family is None:
         titles = ", ".join(family.title for family in enabled_families())
-        what = (
-            "a folder without a" if Path(model).is_dir() else "neither a folder nor a"
-        )
+        kind = "folder" if Path(model).is_dir() else "name"
         raise ConfigError(
-            f"{model} is {what} checkpoint known here ({titles}); for other models use "
+            f"the {kind} {model} is no checkpoint of {titles}; for other models use "
             "`sglang generate`"
         )
     return family
 
 
-def _parser(families: tuple[ModelFamily, ...]) -> argparse.ArgumentParser:
+def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
+    """The parser for a model of ``family``; without one it can only print help."""
     parser = argparse.ArgumentParser(
         prog="sglang-ext-gen generate",
         usage="sglang-ext-gen generate MODEL --prompt TEXT [flags] [SGLang's flags]",
         description=_DESCRIPTION,
+        epilog=None if family else flags.help_of_families(_add_family_flags),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        # Two families may have a request field of the same name.
-        conflict_handler="resolve",
     )
     parser.add_argument("model", metavar="MODEL", nargs="?")
     parser.add_argument(
@@ -86,20 +85,23 @@ def _parser(families: tuple[ModelFamily, ...]) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--prompt-file",
-        type=argparse.FileType(encoding="utf-8"),
         metavar="FILE",
         help="read one prompt from a file, - for stdin; handy for JSON captions",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object; the log is on stderr",
+        help="print one JSON object and nothing else; the log goes to stderr",
     )
     flags.add_precision_flag(parser)
-    for family in families:
-        flags.add_request_flags(parser, family.title, resolve(family.request_fields))
-        flags.add_load_flags(parser, family.title, resolve(family.load_options))
+    if family:
+        _add_family_flags(parser, family)
     return parser
+
+
+def _add_family_flags(parser: argparse.ArgumentParser, family: ModelFamily) -> None:
+    flags.add_request_flags(parser, family.title, resolve(family.request_fields))
+    flags.add_load_flags(parser, family.title, resolve(family.load_options))
 
 
 def _request(arguments: argparse.Namespace, family: ModelFamily) -> dict[str, Any]:
@@ -112,11 +114,17 @@ def _request(arguments: argparse.Namespace, family: ModelFamily) -> dict[str, An
     values = flags.request_values(arguments, fields)
     if arguments.prompt_file is not None:
         if "prompt" in values:
-            raise RequestError(
-                "prompt", "given together with --prompt-file; choose one"
-            )
-        values["prompt"] = arguments.prompt_file.read().strip()
+            raise RequestError("prompt", "also given as --prompt-file; choose one")
+        values["prompt"] = _read_prompt(arguments.prompt_file)
     return resolve(family.check_request)(values)
+
+
+def _read_prompt(file: str) -> str:
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError("prompt", f"cannot be read from {file}: {error}") from error
+    return text.strip()
 
 
 def _run(

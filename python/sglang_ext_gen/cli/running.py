@@ -174,19 +174,18 @@ def describe(results: Sequence["GenerationResult"]) -> dict[str, Any]:
 
 
 def report(description: Mapping[str, Any]) -> str:
-    """A description for people."""
-    lines = [output["path"] for output in description["outputs"]]
-    lines += [
-        f"  {name:<34}{seconds:>9.3f} s"
+    """A description for people; stages of less than a millisecond are left out."""
+    rows = [
+        (name, f"{seconds:9.3f} s")
         for name, seconds in description["seconds_per_stage"].items()
+        if seconds >= 0.001
     ]
     steps = description["seconds_per_step"]
     if steps:
-        average = sum(steps) / len(steps)
-        lines.append(
-            f"  {f'denoising step, mean of {len(steps)}':<34}{average:>9.3f} s"
-        )
-    lines.append(f"  {'all':<34}{description['seconds']:>9.3f} s")
+        mean = sum(steps) / len(steps)
+        rows.append((f"denoising step, mean of {len(steps)}", f"{mean:9.3f} s"))
+    rows.append(("all", f"{description['seconds']:9.3f} s"))
     if description["peak_memory_mib"]:
-        lines.append(f"  {'peak memory':<34}{description['peak_memory_mib']:>9.1f} MiB")
-    return "\n".join(lines)
+        rows.append(("peak memory", f"{description['peak_memory_mib']:9.1f} MiB"))
+    paths = [output["path"] for output in description["outputs"]]
+    return "\n".join([*paths, *(f"  {name:<36}{value}" for name, value in rows)])

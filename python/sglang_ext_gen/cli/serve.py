@@ -6,12 +6,7 @@ import sys
 from typing import Any
 
 from sglang_ext_gen.cli import flags
-from sglang_ext_gen.registry import (
-    ModelFamily,
-    enabled_families,
-    family_of,
-    resolve,
-)
+from sglang_ext_gen.registry import ModelFamily, family_of, resolve
 
 _DESCRIPTION = """\
 Start SGLang's HTTP server with the families of this package. MODEL is a local
@@ -25,8 +20,8 @@ Every other flag is SGLang's; the ones of its diffusion server (--host, --port,
 
 def main(argv: list[str]) -> int:
     """Run the server until it ends; returns the exit code."""
-    parser = _parser()
     if not argv or argv[0].startswith("-"):
+        parser = _parser(None)
         parser.parse_known_args(argv)  # for --help
         parser.error("MODEL must come first: sglang-ext-gen serve MODEL [flags]")
     arguments = sglang_arguments(argv[0], argv[1:])
@@ -48,7 +43,7 @@ def sglang_arguments(model: str, argv: list[str]) -> list[str]:
     family = family_of(model)
     if family is None:
         return ["--model-path", model, *argv]
-    arguments, rest = _parser((family,)).parse_known_args(argv)
+    arguments, rest = _parser(family).parse_known_args(argv)
     options = flags.load_values(arguments, resolve(family.load_options))
     # Without --backend SGLang runs whatever it cannot resolve through diffusers.
     backend = [] if "--backend" in rest else ["--backend", "sglang"]
@@ -60,21 +55,23 @@ def sglang_arguments(model: str, argv: list[str]) -> list[str]:
     ]
 
 
-def _parser(
-    families: tuple[ModelFamily, ...] | None = None,
-) -> argparse.ArgumentParser:
+def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sglang-ext-gen serve",
         usage="sglang-ext-gen serve MODEL [flags] [SGLang's flags]",
         description=_DESCRIPTION,
+        epilog=None if family else flags.help_of_families(_add_family_flags),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        conflict_handler="resolve",
     )
     flags.add_precision_flag(parser)
-    for family in enabled_families() if families is None else families:
-        flags.add_load_flags(parser, family.title, resolve(family.load_options))
+    if family:
+        _add_family_flags(parser, family)
     return parser
+
+
+def _add_family_flags(parser: argparse.ArgumentParser, family: ModelFamily) -> None:
+    flags.add_load_flags(parser, family.title, resolve(family.load_options))
 
 
 def _flag(name: str, value: Any) -> list[str]:

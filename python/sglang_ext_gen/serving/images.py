@@ -11,7 +11,8 @@ checked is what runs. Every name is in one of four groups:
 - all others are refused. ``REFUSED`` says why for those that stock would have taken.
 
 Differences from stock: ``n`` is refused outside its range instead of clamped; there
-is no default size but the family's; ``model`` must name the served model.
+is no default size but the family's. As in stock, ``model`` may be any name: a server
+serves one model.
 """
 
 import re
@@ -60,6 +61,9 @@ FORWARDED: tuple[RequestField, ...] = (
 )
 
 WITHOUT_EFFECT: tuple[RequestField, ...] = (
+    RequestField("model", "str", "A server serves one model.", max_length=512),
+    # SGLang's clients send it; our noise is drawn on the CPU for any of them.
+    RequestField("generator_device", "str", "Noise.", choices=("cpu", "cuda")),
     RequestField("user", "str", "OpenAI's end-user label.", max_length=512),
     # Pictures have no alpha channel: only "transparent" would ask for something.
     RequestField("background", "str", "Opaque.", choices=("auto", "opaque")),
@@ -103,11 +107,10 @@ def checked_image_body(body: Mapping[str, Any], model: ServedModel) -> dict[str,
 
     Raises:
         RequestError: Names the field, in the client's spelling.
-        Refusal: 404, another model was asked for.
+        Refusal: 400, a field that is not known.
     """
     given = unwrap_fields(body)
     _check_names(given, model)
-    _check_model(given.pop("model", None), model)
     protocol = {
         field.name: field.check(given.pop(field.name))
         for field in (*FORWARDED, *WITHOUT_EFFECT)
@@ -129,7 +132,7 @@ def checked_image_body(body: Mapping[str, Any], model: ServedModel) -> dict[str,
 
 def _check_names(given: Mapping[str, Any], model: ServedModel) -> None:
     known = {field.name for field in (*FORWARDED, *WITHOUT_EFFECT)}
-    known |= {"model", "n", "size"} | model.fields - {"num_outputs_per_prompt"}
+    known |= {"n", "size"} | model.fields - {"num_outputs_per_prompt"}
     for name in given:
         if name in known:
             continue
@@ -138,17 +141,6 @@ def _check_names(given: Mapping[str, Any], model: ServedModel) -> None:
         raise Refusal(
             400, f"{shown}: unknown field; {reason}", param=shown, code="unknown_field"
         )
-
-
-def _check_model(name: Any, model: ServedModel) -> None:
-    if name is None or name in model.names:
-        return
-    raise Refusal(
-        404,
-        f"model: {shorten(repr(name))} given, this server serves {model.names[0]!r}",
-        param="model",
-        code="model_not_found",
-    )
 
 
 def _check_prompt_type(prompt: Any) -> None:

@@ -13,8 +13,6 @@ from sglang_ext_gen.request_fields import RequestField
 class ServerArgs(Protocol):
     """What the door reads of SGLang's server arguments."""
 
-    model_path: str
-    served_model_name: str
     pipeline_config: object
 
 
@@ -24,7 +22,6 @@ class ServedModel:
 
     Args:
         title: Name of the family for people.
-        names: What a request may give as ``model``, the served name first.
         fields: Names of the family's request fields that HTTP may set.
         table: The same fields, with their types.
         routes: Paths of the POST routes that this family serves.
@@ -35,7 +32,6 @@ class ServedModel:
     """
 
     title: str
-    names: tuple[str, ...]
     fields: frozenset[str]
     routes: frozenset[str]
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -51,7 +47,6 @@ def served_model(server_args: ServerArgs) -> ServedModel | None:
     fields = resolve(family.request_fields)
     return ServedModel(
         title=family.title,
-        names=(server_args.served_model_name, server_args.model_path),
         fields=frozenset(field.name for field in fields if field.doors == "all"),
         routes=frozenset(family.http_routes),
         check=resolve(family.check_request),

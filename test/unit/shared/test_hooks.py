@@ -5,6 +5,7 @@ import functools
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,11 +44,11 @@ def test_missing_target_is_named():
 def test_cached_functions_keep_their_cache_methods():
     # HookRegistry wraps with functools.wraps, as here.
     @functools.lru_cache
-    def stock():
+    def cached():
         return 1
 
-    hooks._keep_cache_methods(stock)
-    wrapper = functools.wraps(stock)(lambda: stock())
+    hooks._keep_cache_methods(cached)
+    wrapper: Any = functools.wraps(cached)(lambda: cached())
     wrapper()
     assert wrapper.cache_info().currsize == 1
     wrapper.cache_clear()
@@ -58,25 +59,25 @@ def test_resolver_is_the_row_that_refuses():
     assert resolve(hooks.RESOLVER.replacement) is resolution.get_model_info
 
 
-def test_stock_paths_get_stocks_answer():
-    def original(*args, **kwargs):
-        return args, kwargs
+def stock(*args, **kwargs) -> Any:
+    """In place of a stock function: shows what it was called with."""
+    return args, kwargs
 
-    info = resolution.get_model_info(original, STOCKS, backend="auto", model_id=None)
+
+def test_stock_paths_get_stocks_answer():
+    info = resolution.get_model_info(stock, STOCKS, backend="auto", model_id=None)
     assert info == ((STOCKS,), {"backend": "auto", "model_id": None})
-    name = resolution.get_non_diffusers_pipeline_name(original, STOCKS)
+    name = resolution.get_non_diffusers_pipeline_name(stock, STOCKS)
     assert name == ((STOCKS,), {})
-    assert resolution.get_is_diffusion_model(lambda path: path, STOCKS) == STOCKS
+    assert resolution.get_is_diffusion_model(stock, STOCKS) == ((STOCKS,), {})
 
 
 @pytest.mark.parametrize(
     ("backend", "model_id"), [("diffusers", None), (None, "Qwen-Image"), ("auto", "x")]
 )
 def test_the_users_word_overrules_ours(backend, model_id):
-    answer = resolution.get_model_info(
-        lambda *_, **__: "stock's", OURS, backend=backend, model_id=model_id
-    )
-    assert answer == "stock's"
+    answer = resolution.get_model_info(stock, OURS, backend=backend, model_id=model_id)
+    assert answer == ((OURS,), {"backend": backend, "model_id": model_id})
 
 
 def test_our_paths_are_diffusion_models_with_our_pipeline():

@@ -27,6 +27,9 @@ from sglang_ext_gen.models.ideogram4.config import (
     Ideogram4TransformerConfig,
 )
 from sglang_ext_gen.models.ideogram4.dit import Ideogram4Transformer
+from sglang_ext_gen.models.ideogram4.pipeline_config import (
+    Ideogram4FP8PipelineConfig,
+)
 from sglang_ext_gen.models.ideogram4.text_encoder import Ideogram4TextEncoder
 from sglang_ext_gen.models.ideogram4.weights import (
     TEXT_ENCODER_FILE,
@@ -120,7 +123,7 @@ class _StrictLoader(ComponentLoader):
         device = self.target_device(
             server_args.should_start_component_on_cpu(component_name)
         )
-        mode = server_args.pipeline_config.fp8_mode
+        mode = Ideogram4FP8PipelineConfig.of(server_args).fp8_mode
         check_fp8_mode(mode, dtype)
         module = self.build(Path(component_model_path), component_name, dtype, device)
         finalize_fp8_linears(module, mode, dtype)

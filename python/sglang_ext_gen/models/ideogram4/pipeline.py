@@ -23,6 +23,9 @@ from sglang_ext_gen.models.ideogram4.loaders import (
     Ideogram4TextEncoderLoader,
     Ideogram4TransformerLoader,
 )
+from sglang_ext_gen.models.ideogram4.pipeline_config import (
+    Ideogram4FP8PipelineConfig,
+)
 from sglang_ext_gen.models.ideogram4.stages import (
     Ideogram4DecodingStage,
     Ideogram4DenoisingStage,
@@ -68,7 +71,9 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
         assert self.server_args is not None
         refuse_damage(
             Path(self.model_path),
-            require_unconditional=self.server_args.pipeline_config.load_unconditional,
+            require_unconditional=Ideogram4FP8PipelineConfig.of(
+                self.server_args
+            ).load_unconditional,
         )
         _fit_sequence_exchange(Path(self.model_path), self.server_args)
         return super()._load_config()
@@ -114,7 +119,7 @@ def _fit_sequence_exchange(folder: Path, server_args: ServerArgs) -> None:
 
 def _unneeded_components(server_args: ServerArgs) -> tuple[str, ...]:
     """Transformers that this rank never runs, and so does not load."""
-    if not server_args.pipeline_config.load_unconditional:
+    if not Ideogram4FP8PipelineConfig.of(server_args).load_unconditional:
         return ("unconditional_transformer",)
     if not server_args.enable_cfg_parallel:
         return ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang.multimodal_gen.configs.models import DiTConfig, VAEConfig
+from sglang.multimodal_gen.configs.models import VAEConfig
 from sglang.multimodal_gen.configs.models.vaes.flux import Flux2VAEConfig
 from sglang.multimodal_gen.configs.pipeline_configs.base import (
     ImagePipelineConfig,
@@ -43,14 +43,12 @@ class Ideogram4FP8PipelineConfig(ImagePipelineConfig):
         "vae",
     )
     task_type: ModelTaskType = ModelTaskType.T2I
-    should_use_guidance: bool = False
     dit_precision: str = "bf16"
     vae_precision: str = "bf16"
     text_encoder_precisions: tuple[str, ...] = ("bf16",)
     # Noise is always drawn on the CPU: the same seed gives the same picture
     # on any device.
     generator_device: str | None = "cpu"
-    dit_config: DiTConfig = field(default_factory=DiTConfig)
     vae_config: VAEConfig = field(default_factory=Flux2VAEConfig)
     fp8_mode: str = "resident"
     load_unconditional: bool = True
@@ -67,6 +65,13 @@ class Ideogram4FP8PipelineConfig(ImagePipelineConfig):
             default=None,
             help="false leaves the unconditional transformer on disk: guidance 1 only",
         )
+
+    @classmethod
+    def of(cls, server_args: Any) -> "Ideogram4FP8PipelineConfig":
+        """The config of a server that runs this pipeline, with its own type."""
+        config = server_args.pipeline_config
+        assert isinstance(config, cls), f"{type(config).__name__} is not ours"
+        return config
 
     def supports_native_grouped_requests(self) -> bool:
         """True: the stages batch a list of requests themselves."""

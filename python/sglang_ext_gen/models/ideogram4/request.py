@@ -61,7 +61,10 @@ PRESETS: dict[str, Preset] = {
     "V4_INSTANT_8": Preset(8, 1.0, 1.0, 0, mu=0.0, std=1.75),
 }
 
-_SIZE = {"minimum": 256, "maximum": 2048, "multiple_of": 16}
+
+def _size(name: str, help: str) -> RequestField:
+    return RequestField(name, "int", help, minimum=256, maximum=2048, multiple_of=16)
+
 
 REQUEST_FIELDS: tuple[RequestField, ...] = (
     RequestField(
@@ -70,8 +73,8 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "What to draw: a JSON caption (best) or plain text.",
         max_length=65_536,
     ),
-    RequestField("width", "int", "Picture width in pixels.", **_SIZE),
-    RequestField("height", "int", "Picture height in pixels.", **_SIZE),
+    _size("width", "Picture width in pixels."),
+    _size("height", "Picture height in pixels."),
     RequestField(
         "num_outputs_per_prompt",
         "int",

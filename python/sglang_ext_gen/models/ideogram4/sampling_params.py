@@ -131,6 +131,7 @@ class Ideogram4FP8SamplingParams(SamplingParams):
         seeds = self.seed if isinstance(self.seed, list) else [self.seed]
         for seed in seeds:
             check_request({**values, "seed": seed})
+        assert self.prompt is not None, "check_request refuses a missing prompt"
         tokenizer = resolve_tokenizer(server_args.model_path)
         for prompt in [self.prompt] if isinstance(self.prompt, str) else self.prompt:
             check_prompt_length(tokenizer, prompt)

@@ -9,6 +9,11 @@ Requests that arrive as a group (several prompts, several outputs a prompt) are
 denoised as one batch wherever size and plan agree.
 """
 
+# SGLang's Req forwards attributes to its sampling params, and components reach a
+# stage as plain objects: their types say less than is true.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalCall=false
+
 import time
 from collections.abc import Hashable
 from dataclasses import replace
@@ -48,6 +53,9 @@ from sglang_ext_gen.models.ideogram4.packing import (
     image_position_ids,
     pack_text,
     tokens_to_latent_image,
+)
+from sglang_ext_gen.models.ideogram4.pipeline_config import (
+    Ideogram4FP8PipelineConfig,
 )
 from sglang_ext_gen.models.ideogram4.request import DenoisingPlan
 from sglang_ext_gen.models.ideogram4.schedule import (
@@ -176,22 +184,15 @@ class Ideogram4DenoisingStage(PipelineStage):
 
     @torch.no_grad()
     def _denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
+        """Run the loop for requests of one size and plan; sets their latents."""
         leader = batches[0]
-        height, width = leader.height, leader.width
         device = get_local_torch_device()
         plan = _plan_of(leader, server_args)
         times = make_times(
-            plan.num_inference_steps, height, width, plan.mu, plan.std
+            plan.num_inference_steps, leader.height, leader.width, plan.mu, plan.std
         ).to(device)
-        any_branch = self.transformer or self.unconditional_transformer
-        channels = any_branch.config.in_channels
-        # One row a picture: a request of several outputs has several.
-        rows = [batch for batch in batches for _ in range(batch.num_outputs_per_prompt)]
-        seeds = [seed for batch in batches for seed in _output_seeds(batch)]
-        latents = torch.cat(
-            [draw_noise(seed, height, width, channels) for seed in seeds]
-        ).to(device)
-        branches = self._pack_branches(rows, plan, device)
+        latents = self._draw_latents(batches).to(device)
+        branches = self._pack_branches(batches, plan, device)
         trajectory = []
         with self.progress_bar(total=plan.num_inference_steps, batch=leader) as bar:
             for step, guidance in enumerate(plan.guidance):
@@ -208,27 +209,35 @@ class Ideogram4DenoisingStage(PipelineStage):
                 if leader.return_trajectory_latents:
                     trajectory.append(latents.cpu())
                 bar.update()
-        for batch in batches[1:]:
-            batch.metrics.steps = list(leader.metrics.steps)
-        end = 0
-        for batch in batches:
-            start, end = end, end + batch.num_outputs_per_prompt
-            batch.latents = latents[start:end]
-            if trajectory:
-                steps = [step[start:end] for step in trajectory]
-                batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, I, C]
-                batch.trajectory_timesteps = times[:-1].cpu()
+        _hand_out(batches, latents, trajectory, times)
+
+    def _draw_latents(self, batches: list[Req]) -> Tensor:
+        """Noise of every picture, one row each: [B, I, C] float32 on the CPU."""
+        any_branch = self.transformer or self.unconditional_transformer
+        assert any_branch is not None, "a denoising rank holds a transformer"
+        channels = any_branch.config.in_channels
+        return torch.cat(
+            [
+                draw_noise(seed, batch.height, batch.width, channels)
+                for batch in batches
+                for seed in _output_seeds(batch)
+            ]
+        )
 
     def _pack_branches(
         self, batches: list[Req], plan: DenoisingPlan, device: torch.device
     ) -> dict[str, tuple[PackedSequence, Tensor | None]]:
         """What each branch attends to: text and image, or the image alone."""
-        leader = batches[0]
-        image = image_position_ids(leader.height, leader.width, device)
-        image = image.expand(len(batches), -1, -1)
+        features = [
+            batch.prompt_embeds[0].to(device)
+            for batch in batches
+            for _ in range(batch.num_outputs_per_prompt)
+        ]
+        image = image_position_ids(batches[0].height, batches[0].width, device)
+        image = image.expand(len(features), -1, -1)
         packed: dict[str, tuple[PackedSequence, Tensor | None]] = {}
         if self.transformer is not None:
-            text = pack_text([batch.prompt_embeds[0].to(device) for batch in batches])
+            text = pack_text(features)
             mask = None
             if text.has_padding:
                 image_mask = text.mask.new_ones(image.shape[:2])
@@ -329,6 +338,21 @@ class Ideogram4DecodingStage(PipelineStage):
         )
 
 
+def _hand_out(
+    batches: list[Req], latents: Tensor, trajectory: list[Tensor], times: Tensor
+) -> None:
+    """Give each request its rows of the batch, and the step times they shared."""
+    end = 0
+    for batch in batches:
+        start, end = end, end + batch.num_outputs_per_prompt
+        batch.latents = latents[start:end]
+        batch.metrics.steps = list(batches[0].metrics.steps)
+        if trajectory:
+            steps = [step[start:end] for step in trajectory]
+            batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, I, C]
+            batch.trajectory_timesteps = times[:-1].cpu()
+
+
 def _output_seeds(batch: Req) -> list[int]:
     return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
 
@@ -349,5 +373,5 @@ def _plan_of(batch: Req, server_args: ServerArgs) -> DenoisingPlan:
         # SGLang cuts the steps of a warm-up, so a schedule would not fit them.
         params = replace(params, guidance_schedule=None)
     return params.denoising_plan(
-        load_unconditional=server_args.pipeline_config.load_unconditional
+        load_unconditional=Ideogram4FP8PipelineConfig.of(server_args).load_unconditional
     )

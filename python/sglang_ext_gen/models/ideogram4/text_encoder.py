@@ -117,7 +117,9 @@ class Ideogram4TextAttention(nn.Module):
         q = apply_rotary(self.q_norm(q), cos, sin)
         k = apply_rotary(self.k_norm(k), cos, sin)
         out = F.scaled_dot_product_attention(
-            *(part.transpose(1, 2) for part in (q, k, v)),
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
             is_causal=True,
             enable_gqa=True,
         )

@@ -179,7 +179,7 @@ def _write_vae(folder: Path, dimensions: Dimensions, seed: int) -> None:
             "bn.running_mean": lambda _: shift,
             "bn.running_var": lambda _: scale.square() - _BN_EPS,
             "bn.num_batches_tracked": lambda _: torch.tensor(0),
-            "decoder.conv_out.weight": lambda weight: _CONTRAST * weight,
+            "decoder.conv_out.weight": lambda weight: (_CONTRAST * weight).bfloat16(),
         },
     )
     write_json(folder / "config.json", config)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is tested on a GPU: one declared case a row, run by ``test_gpu.py``.
+
+To add a family, add a tuple of cases and name it in ``CASES``. A case says which
+checkpoint, how it is loaded, what is asked of it, what the picture must agree with, and
+what it cost when it was last measured. Figures that nobody measured are None.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from conftest import GOLDEN_ROOT
+from sglang_ext_gen.envs import EnvironmentVariable
+
+IDEOGRAM4_WEIGHTS = EnvironmentVariable(
+    name="EXT_GEN_TEST_IDEOGRAM4",
+    kind="directory",
+    default="",
+    effect="Released weights of ideogram-ai/ideogram-4-fp8; the cases that need them "
+    "are skipped where it is not set.",
+)
+# Their prefix is not the package's: that one is for what the package itself reads.
+VARIABLES: tuple[EnvironmentVariable, ...] = (IDEOGRAM4_WEIGHTS,)
+
+FP8_GEMM_CAPABILITY = (8, 9)  # first CUDA capability with FP8 tensor cores (Ada)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A checkpoint that ``sglang-ext-gen tiny`` writes."""
+
+    family: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the picture is compared with.
+
+    Args:
+        reference: A PNG file, or the name of an earlier case of ``CASES``.
+        min_psnr_db: Lowest peak signal-to-noise ratio of the 8-bit pictures.
+    """
+
+    reference: Path | str
+    min_psnr_db: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a case cost when it was measured; compared on the same hardware only.
+
+    Args:
+        hardware: As ``torch.cuda.get_device_name()`` says.
+        date: Of the measurement, year-month-day.
+        step_ms: Mean denoising step.
+        peak_memory_mib: Most GPU memory that was reserved.
+    """
+
+    hardware: str
+    date: str
+    step_ms: float
+    peak_memory_mib: float
+
+
+@dataclass(frozen=True)
+class GpuCase:
+    """One run of ``sglang-ext-gen generate``.
+
+    Args:
+        name: Unique; starts with the family's name.
+        model: A checkpoint, one to be written, or the variable that says where
+            released weights are.
+        request: Fields of the family's request.
+        flags: How it is loaded: flags of ``generate`` and of SGLang's server.
+        agreements: What the picture must agree with.
+        num_gpus: How many GPUs it needs.
+        min_capability: Lowest CUDA capability.
+        baseline: Performance on record, or None: not measured.
+    """
+
+    name: str
+    model: Path | Tiny | EnvironmentVariable
+    request: Mapping[str, Any]
+    flags: tuple[str, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    num_gpus: int = 1
+    min_capability: tuple[int, int] = (0, 0)
+    baseline: Baseline | None = None
+
+
+# --- Ideogram 4 ---------------------------------------------------------------------
+
+_GOLDEN = GOLDEN_ROOT / "ideogram4"
+_TINY = _GOLDEN / "ideogram-4-fp8-tiny"
+_WRITTEN = Tiny("ideogram4")  # four heads; the golden one has three
+_PNG = _GOLDEN / "golden.png"
+_CAPTION = (
+    '{"high_level_description":"A red circle on the sand",'
+    '"compositional_deconstruction":{"background":"flat beige",'
+    '"elements":[{"type":"obj","desc":"the circle"}]}}'
+)
+_SMALL = {"prompt": _CAPTION, "width": 256, "height": 256, "seed": 42}
+_LARGE = {"prompt": _CAPTION, "width": 1024, "height": 1024, "seed": 42}
+_GUIDANCE_1 = {"preset": "V4_FAST_20"}
+_FLOAT32 = ("--precision", "float32")
+_EXPANDED = ("--fp8-mode", "expanded")
+_W8A8 = ("--fp8-mode", "w8a8")
+# Flags that share a picture between two GPUs.
+_TWO_GPUS = {
+    "cfg-parallel": ("--enable-cfg-parallel", "true"),
+    "tensor-parallel": ("--tp-size", "2", "--enable-cfg-parallel", "false"),
+    "ulysses": ("--ulysses-degree", "2", "--enable-cfg-parallel", "false"),
+}
+# golden.json's thresholds: right implementations reach 32 dB in bf16, whose error
+# guidance 7 amplifies, and 53 dB in float32 (8-bit rounding).
+_BF16_DB, _FLOAT32_DB = 28.0, 48.0
+# At guidance 1, against weight-only FP8. 41 dB when quantised activations were
+# simulated on a CPU.
+_W8A8_DB = 34.0
+
+
+def _on_two_gpus(single: GpuCase, min_psnr_db: float) -> tuple[GpuCase, ...]:
+    """The same picture with every kind of parallelism."""
+    return tuple(
+        replace(
+            single,
+            name=f"{single.name}-{name}",
+            flags=(*single.flags, "--num-gpus", "2", *flags),
+            agreements=(Agreement(single.name, min_psnr_db),),
+            num_gpus=2,
+        )
+        for name, flags in _TWO_GPUS.items()
+    )
+
+
+_WRITTEN_FLOAT32 = GpuCase("ideogram4-written", _WRITTEN, _SMALL, flags=_FLOAT32)
+_RELEASED = GpuCase("ideogram4-released", IDEOGRAM4_WEIGHTS, _LARGE)
+
+IDEOGRAM4_CASES = (
+    GpuCase(
+        "ideogram4-tiny-float32",
+        _TINY,
+        _SMALL,
+        flags=_FLOAT32,
+        agreements=(Agreement(_PNG, _FLOAT32_DB),),
+    ),
+    GpuCase(
+        "ideogram4-tiny-float32-expanded",
+        _TINY,
+        _SMALL,
+        flags=(*_FLOAT32, *_EXPANDED),
+        agreements=(
+            Agreement(_PNG, _FLOAT32_DB),
+            Agreement("ideogram4-tiny-float32", _FLOAT32_DB),
+        ),
+    ),
+    GpuCase(
+        "ideogram4-tiny-bf16", _TINY, _SMALL, agreements=(Agreement(_PNG, _BF16_DB),)
+    ),
+    GpuCase(
+        "ideogram4-tiny-bf16-expanded",
+        _TINY,
+        _SMALL,
+        flags=_EXPANDED,
+        agreements=(
+            Agreement(_PNG, _BF16_DB),
+            Agreement("ideogram4-tiny-bf16", _BF16_DB),
+        ),
+    ),
+    GpuCase("ideogram4-tiny-guidance-1", _TINY, _SMALL | _GUIDANCE_1),
+    GpuCase(
+        "ideogram4-tiny-w8a8",
+        _TINY,
+        _SMALL | _GUIDANCE_1,
+        flags=_W8A8,
+        agreements=(Agreement("ideogram4-tiny-guidance-1", _W8A8_DB),),
+        min_capability=FP8_GEMM_CAPABILITY,
+    ),
+    _WRITTEN_FLOAT32,
+    *_on_two_gpus(_WRITTEN_FLOAT32, _FLOAT32_DB),
+    _RELEASED,
+    replace(
+        _RELEASED,
+        name="ideogram4-released-expanded",
+        flags=_EXPANDED,
+        agreements=(Agreement(_RELEASED.name, _BF16_DB),),
+    ),
+    # No agreement: what w8a8 does to the released model was not measured.
+    replace(
+        _RELEASED,
+        name="ideogram4-released-w8a8",
+        flags=_W8A8,
+        min_capability=FP8_GEMM_CAPABILITY,
+    ),
+    replace(
+        _RELEASED,
+        name="ideogram4-released-guidance-1",
+        request=_LARGE | _GUIDANCE_1,
+        flags=("--no-unconditional",),
+    ),
+    *_on_two_gpus(_RELEASED, _BF16_DB),
+)
+
+CASES: tuple[GpuCase, ...] = (*IDEOGRAM4_CASES,)

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: help, refusals, exit codes, what is handed to SGLang."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from sglang_ext_gen import compat
+from sglang_ext_gen.__main__ import COMMANDS, main
+from sglang_ext_gen.cli import doctor, running, serve
+from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.registry import FAMILIES, resolve
+
+
+@pytest.fixture(autouse=True)
+def _no_variable_of_ours(monkeypatch):
+    monkeypatch.delenv("SGLANG_EXT_GEN_DISABLE", raising=False)
+
+
+@pytest.fixture
+def model(ideogram4_golden):
+    return str(ideogram4_golden.checkpoint)
+
+
+def exit_code(*argv):
+    """Of ``main``, also where argparse ends the process."""
+    try:
+        return main([str(word) for word in argv])
+    except SystemExit as error:
+        return error.code
+
+
+# --- help -------------------------------------------------------------------
+
+
+def test_every_help_without_torch_and_sglang():
+    lines = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+    script = (
+        "import sys\n"
+        "from sglang_ext_gen.__main__ import main\n"
+        f"for line in {lines!r}:\n"
+        "    try:\n"
+        "        main(line)\n"
+        "    except SystemExit as error:\n"
+        "        assert error.code == 0, line\n"
+        "heavy = {'torch', 'sglang', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    for command in COMMANDS:
+        assert f"usage: sglang-ext-gen {command}" in result.stdout
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_generate_help_lists_every_request_field(family, capsys):
+    assert exit_code("generate", "--help") == 0
+    text = capsys.readouterr().out
+    assert family.title in text
+    for field in resolve(family.request_fields):
+        if field.doors != "python":
+            assert "--" + field.name.replace("_", "-") in text
+    assert "--fp8-mode" in text
+    assert "--no-unconditional" in text
+
+
+def test_help_is_the_answer_to_nothing(capsys):
+    assert main([]) == 0
+    assert "doctor" in capsys.readouterr().out
+
+
+def test_module_and_command_are_the_same_program(capsys):
+    result = subprocess.run(
+        [sys.executable, "-m", "sglang_ext_gen", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    main(["--help"])
+    assert result.stdout == capsys.readouterr().out
+
+
+# --- refusals ---------------------------------------------------------------
+
+BAD_FIELDS = [
+    (["--width", "17"], "width"),
+    (["--width", "0"], "width"),
+    (["--width", "-1"], "width"),
+    (["--height", "4096"], "height"),
+    (["--height", "abc"], "height"),
+    (["--width", "2048", "--height", "256"], "width"),
+    (["--num-inference-steps", "0"], "num_inference_steps"),
+    (["--num-inference-steps", "-1"], "num_inference_steps"),
+    (["--num-inference-steps", "1.5"], "num_inference_steps"),
+    (["--num-inference-steps", "1000000000"], "num_inference_steps"),
+    (["--num-outputs-per-prompt", "0"], "num_outputs_per_prompt"),
+    (["--num-outputs-per-prompt", "1000000"], "num_outputs_per_prompt"),
+    (["--seed", "-1"], "seed"),
+    (["--seed", "x"], "seed"),
+    (["--guidance-scale", "nan"], "guidance_scale"),
+    (["--guidance-scale", "inf"], "guidance_scale"),
+    (["--guidance-scale", "much"], "guidance_scale"),
+    (["--guidance-schedule", "7", "3"], "guidance_schedule"),
+    (["--guidance-schedule", "7", "x"], "guidance_schedule"),
+    (["--guidance-scale", "3", "--guidance-schedule", *["3"] * 20], "guidance"),
+    (["--mu", "1e9"], "mu"),
+    (["--std", "0"], "std"),
+    (["--preset", "V5"], "preset"),
+    (["--negative-prompt", "blurry"], "negative_prompt"),
+    (["--prompt", ""], "prompt"),
+    (["--fp8-mode", "fast"], "fp8_mode"),
+]
+
+
+@pytest.mark.parametrize(("words", "field"), BAD_FIELDS, ids=lambda words: str(words))
+def test_bad_fields_are_named(model, words, field, capsys):
+    assert exit_code("generate", model, "--prompt", "a cat", *words) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"sglang-ext-gen generate: {field}"), message
+    assert message.count("\n") == 1
+
+
+def test_missing_prompt_is_named(model, capsys):
+    assert exit_code("generate", model) == 2
+    assert "prompt: missing" in capsys.readouterr().err
+
+
+def test_two_sources_of_the_prompt(model, tmp_path, capsys):
+    file = tmp_path / "prompt.json"
+    file.write_text("a dog", "utf-8")
+    words = ("--prompt", "a cat", "--prompt-file", file)
+    assert exit_code("generate", model, *words) == 2
+    assert "prompt: also given" in capsys.readouterr().err
+    assert exit_code("generate", model, "--prompt-file", tmp_path / "nope") == 2
+    assert "nope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["nope"], "unknown command 'nope'"),
+        (["generate", "--prompt", "x"], "MODEL must come first"),
+        (["serve", "--port", "1"], "MODEL must come first"),
+        (["generate", "some/model", "--prompt", "x"], "some/model is no checkpoint"),
+        (["tiny", "nope", "there"], "unknown model family 'nope'"),
+        (["demo", "nope"], "unknown model family 'nope'"),
+        (["demo", "--steps", "0"], "num_inference_steps"),
+        (["doctor", "--nope"], "--nope"),
+    ],
+)
+def test_wrong_command_lines(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(*argv) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_misspelt_variable_is_an_error(model, monkeypatch, capsys):
+    monkeypatch.setenv("SGLANG_EXT_GEN_DISABEL", "ideogram4")
+    assert exit_code("doctor", "--no-process") == 2
+    assert "SGLANG_EXT_GEN_DISABEL" in capsys.readouterr().err
+
+
+# --- what is handed over ----------------------------------------------------
+
+
+def test_serve_speaks_sglangs_words(model):
+    ours = ["--port", "1", "--no-unconditional", "--fp8-mode", "expanded"]
+    assert serve.sglang_arguments(model, [*ours, "--precision", "float32"]) == [
+        *("--model-path", model, "--backend", "sglang"),
+        *("--dit-precision", "fp32", "--vae-precision", "fp32"),
+        *("--text-encoder-precisions", "fp32"),
+        *("--fp8-mode", "expanded", "--load-unconditional", "false"),
+        *("--port", "1"),
+    ]
+
+
+def test_serve_leaves_stock_models_and_the_backend_alone(model):
+    argv = ["--port", "1"]
+    expected = ["--model-path", "Qwen/Qwen-Image", *argv]
+    assert serve.sglang_arguments("Qwen/Qwen-Image", argv) == expected
+    assert serve.sglang_arguments(model, ["--backend", "auto"]) == [
+        *("--model-path", model, "--backend", "auto")
+    ]
+    with pytest.raises(RequestError, match="fp8_mode"):
+        serve.sglang_arguments(model, ["--fp8-mode", "x"])
+
+
+@pytest.mark.parametrize(
+    ("output", "fields"),
+    [
+        ("outputs", {"output_path": "outputs"}),
+        ("a/b.PNG", {"output_path": "a", "output_file_name": "b.PNG"}),
+        ("b.mp4", {"output_path": ".", "output_file_name": "b.mp4"}),
+        ("a/v1.5", {"output_path": "a/v1.5"}),
+    ],
+)
+def test_output_is_a_file_or_a_directory(output, fields):
+    assert running.output_fields(output) == fields
+
+
+def test_stdout_of_children_goes_to_stderr(capfd):
+    with running.stdout_to_stderr() as stdout:
+        subprocess.run([sys.executable, "-c", "print('log')"], check=True)
+        os.write(stdout, b"answer\n")
+    os.write(1, b"afterwards\n")
+    captured = capfd.readouterr()
+    assert captured.out == "answer\nafterwards\n"
+    assert captured.err == "log\n"
+
+
+# --- tiny and doctor --------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_doctor_finds_a_tiny_checkpoint_complete(family, tmp_path, capsys):
+    target = tmp_path / "tiny"
+    assert exit_code("tiny", family.name, target, "--seed", 3) == 0
+    capsys.readouterr()
+    assert exit_code("doctor", "--no-process", "--json", "--model", target) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == {
+        "path": str(target),
+        "family": family.name,
+        "problems": [],
+    }
+    assert found["versions"]["sglang"] == compat.SUPPORTED_SGLANG
+    assert found["problems"] == []
+
+    assert exit_code("tiny", family.name, target) == 2
+    assert str(target) in capsys.readouterr().err
+
+
+def test_doctor_names_what_is_broken(ideogram4_golden, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(ideogram4_golden.checkpoint, broken)
+    (broken / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert exit_code("doctor", "--no-process", "--model", broken) == 1
+    text = capsys.readouterr().out
+    assert "vae" in text
+    assert "1 problem(s)" in text
+
+
+@pytest.mark.parametrize(("name", "message"), [("there", "no checkpoint of"), ("", "")])
+def test_doctor_on_something_else(tmp_path, name, message, capsys):
+    (tmp_path / "there").mkdir()
+    path = tmp_path / (name or "nowhere")
+    assert exit_code("doctor", "--no-process", "--model", path) == 1
+    assert message in capsys.readouterr().out
+
+
+def test_doctor_names_a_missing_installation(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "entry_points", lambda group: ())
+    monkeypatch.setattr(compat, "installed_sglang", lambda: "0.4")
+    assert exit_code("doctor", "--no-process") == 1
+    text = capsys.readouterr().out
+    assert "found 0.4" in text
+    assert "register_diffusion is missing" in text
+    assert "register_srt is missing" in text
+
+
+def test_doctor_names_what_a_process_lacks(monkeypatch, capsys):
+    process = {
+        "families": {family.name: False for family in FAMILIES},
+        "hooks": {hook.target: False for hook in doctor.hooks.HOOKS},
+        "compat": ["a:b does not exist"],
+        "device": {"type": "cpu"},
+    }
+    monkeypatch.setattr(doctor, "_fresh_process", lambda: process)
+    assert exit_code("doctor") == 1
+    text = capsys.readouterr().out
+    assert "NOT REGISTERED" in text
+    assert "MISSING" in text
+    assert "a:b does not exist" in text
+
+
+@pytest.mark.slow
+def test_doctor_proves_the_registration(capsys):
+    assert exit_code("doctor", "--json") == 0
+    process = json.loads(capsys.readouterr().out)["process"]
+    assert process["families"] == {family.name: True for family in FAMILIES}
+    assert process["hooks"] == {hook.target: True for hook in doctor.hooks.HOOKS}
