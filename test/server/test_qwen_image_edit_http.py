@@ -78,7 +78,7 @@ def test_fields_change_the_picture(openai: OpenAI) -> None:
     (plain,) = edit(openai, images, negative_prompt=" ", **SMALL)
     changes = (
         {"reference_pixels": 256 * 256},
-        {"sigmas": [1.0, 0.3]},
+        {"sigmas": [1.0, 0.9]},
         {"true_cfg_scale": 1.5},
         {"negative_prompt": ""},
     )

@@ -91,6 +91,9 @@ def restate_error(
     detail = reply.get("detail", reply.get("error"))
     if isinstance(detail, str):
         name = detail.partition(":")[0]
+        if name in _HTTP_NAMES:
+            detail = _HTTP_NAMES[name] + detail.removeprefix(name)
+            return error_object(status, detail, _HTTP_NAMES[name], "invalid_value")
         if name in fields:
             return error_object(status, detail, name, "invalid_value")
         return error_object(status, detail)

@@ -68,8 +68,12 @@ def _check_file(name: str, path: str) -> None:
         with Image.open(path) as image:
             _check_size(name, *image.size)
             image.load()
+    except RequestError:
+        raise
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise RequestError("image_path", f"{name} is no picture that can be read") from error
+        raise RequestError(
+            "image_path", f"{name} is no picture that can be read"
+        ) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise RequestError("image_path", f"{name} is damaged: {error}") from error
 
