@@ -46,6 +46,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint")
     parser.add_argument(
+        "--fp8-quality",
+        action="store_true",
+        help="with --model: what FP8 weights would lose, layer by layer, in dB of "
+        "signal to noise; reads all weights",
+    )
+    parser.add_argument(
         "--no-process",
         action="store_true",
         help="leave out what needs a fresh process (registration, hooks, device)",
@@ -94,6 +100,15 @@ def examine_model(model: Path) -> dict[str, Any]:
         return {"path": str(model), "family": None, "problems": problems}
     problems = resolve(family.check_checkpoint)(model)
     return {"path": str(model), "family": family.name, "problems": problems}
+
+
+def _fp8_quality(model: Path) -> dict[str, float]:
+    """Signal-to-noise ratio in dB of each weight after quantisation."""
+    family = family_of(model)
+    if family is None or family.fp8_quality is None:
+        return {}
+    quality = resolve(family.fp8_quality)(model)
+    return {name: round(decibels, 2) for name, decibels in quality}
 
 
 def _versions() -> dict[str, str | None]:

@@ -118,8 +118,12 @@ def test_an_overruled_alpha_does_not_stay(adapted, base, tmp_path) -> None:
         {"transformer.blocks.7.attn.to_q.lora_A.weight": torch.ones(2, 64)},
         {"transformer.transformer_blocks.0.attn.to_k.lora_A.weight": torch.ones(2, 64)},
         {"transformer.transformer_blocks.0.attn.to_q.diff_b": torch.ones(64)},
+        {
+            "transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight": torch.ones(2, 64),
+            "transformer.transformer_blocks.0.attn.add_q_proj.lora_B.weight": torch.ones(64, 2),
+        },
     ],
-    ids=["unknown layer", "A without B", "unknown kind"],
+    ids=["unknown layer", "A without B", "unknown kind", "one of three"],
 )
 def test_unmatched_keys_are_an_error(adapted, base, tmp_path, extra) -> None:
     path = tmp_path / "bad.safetensors"
