@@ -102,7 +102,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         demo_requests=f"{_QWEN_IMAGE}.demo:demo_requests",
         hf_model_paths=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
         http_routes=("/v1/images/generations",),
-        fp8_quality=f"{_QWEN_IMAGE}.quantization:fp8_quality",
+        fp8_quality=f"{_QWEN_IMAGE}.fp8_quality:fp8_quality",
     ),
     ModelFamily(
         name="qwen_image_edit",
@@ -123,7 +123,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
             "Qwen/Qwen-Image-Edit-2511",
         ),
         http_routes=("/v1/images/edits",),
-        fp8_quality=f"{_QWEN_IMAGE}.quantization:fp8_quality",
+        fp8_quality=f"{_QWEN_IMAGE}.fp8_quality:fp8_quality",
     ),
 )
 

@@ -17,7 +17,6 @@ from starlette.types import Message, Send
 from sglang_ext_gen.errors import ExtGenError
 from sglang_ext_gen.serving.limits import MAX_ECHOED_CHARACTERS
 
-
 # Fields that have another name over HTTP than in Python.
 _HTTP_NAMES = {"image_path": "image"}
 

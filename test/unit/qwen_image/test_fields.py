@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from qwen_image_runtime import LoadedPipeline, decibels, write_picture
 
+from qwen_image_runtime import LoadedPipeline, decibels, write_picture
 from sglang_ext_gen.errors import RequestError
 
 pytestmark = pytest.mark.slow

@@ -55,7 +55,7 @@ class AccountedLoRAPipeline(LoRAPipeline):
     def set_lora(
         self,
         lora_nickname: str | list[str],
-        lora_path: str | None | list[str | None] = None,
+        lora_path: str | list[str | None] | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> None:
@@ -143,7 +143,8 @@ def incomplete_groups(path: str) -> list[str]:
 
     Stock fuses the three and leaves out what it cannot fuse.
     """
-    names = [name for file in _local_files(path, "safetensors") for name in read_header(file)]
+    files = _local_files(path, "safetensors")
+    names = [name for file in files for name in read_header(file)]
     found: dict[tuple[str, str], list[str]] = {}
     for name in names:
         match = _GROUPED.fullmatch(name)
@@ -202,7 +203,7 @@ def _layers(adapter: Mapping[str, Tensor]) -> list[str]:
 
 def _rows(
     nicknames: str | Sequence[str],
-    paths: str | None | Sequence[str | None],
+    paths: str | Sequence[str | None] | None,
     alphas: Any,
 ) -> list[tuple[str, str | None, float | None]]:
     """Adapter by adapter: nickname, path, alpha that overrules the file's."""

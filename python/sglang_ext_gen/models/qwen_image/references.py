@@ -43,15 +43,15 @@ def check_references(
         most: How many the checkpoint takes.
 
     Raises:
-        RequestError: Names ``image_path``, the picture's place in the list and the limit.
+        RequestError: Names ``image_path``, the picture's place and the limit.
     """
     paths = [images] if isinstance(images, str) else list(images or ())
     if not paths:
-        raise RequestError("image_path", "missing, expected at least one picture to edit")
-    if len(paths) > most:
         raise RequestError(
-            "image_path", f"{len(paths)} pictures given, at most {most}"
+            "image_path", "missing, expected at least one picture to edit"
         )
+    if len(paths) > most:
+        raise RequestError("image_path", f"{len(paths)} pictures given, at most {most}")
     for index, path in enumerate(paths):
         if os.path.isfile(path):
             _check_file(f"picture {index + 1}", path)

@@ -104,7 +104,9 @@ class QwenImageExtSamplingParams(SamplingParams):
     def _check(self, server_args: Any) -> dict[str, Any]:
         """Check the merged request in the user's process, before it is queued."""
         if self.image_path is not None:
-            raise RequestError("image_path", "this model draws from text; it takes none")
+            raise RequestError(
+                "image_path", "this model draws from text; it takes none"
+            )
         return self._check_fields(REQUEST_FIELDS, check_request)
 
     def _check_fields(self, known: Any, check: Any) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from copy import copy
 from typing import Any
 
 import torch
-from sglang.multimodal_gen.runtime.distributed import get_local_torch_device, get_sp_world_size
+from sglang.multimodal_gen.runtime.distributed import (
+    get_local_torch_device,
+    get_sp_world_size,
+)
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
 from sglang.multimodal_gen.runtime.pipelines_core.stages import (
     DenoisingStage,
