@@ -79,6 +79,12 @@ class QwenImageExtSamplingParams(SamplingParams):
         """The reference's rule; see ``uses_guidance``."""
         return uses_guidance(self._scale(), self.negative_prompt)
 
+    def _set_output_file_name(self) -> None:
+        # The name holds a hash of all fields, which cannot take a tensor.
+        latents, self.latents = self.latents, None
+        super()._set_output_file_name()
+        self.latents = latents
+
     def _scale(self) -> float:
         if self.true_cfg_scale is not None:
             return self.true_cfg_scale
