@@ -40,6 +40,9 @@ class ModelFamily:
         hf_model_paths: Hugging Face ids that are this family's, whatever stock
             SGLang would do with them.
         http_routes: POST routes of the server that the family serves.
+        fp8_quality: Function from a local directory to pairs of a weight's name and
+            its signal-to-noise ratio in dB as FP8; None where weights are not
+            quantised at load.
     """
 
     name: str
@@ -56,6 +59,7 @@ class ModelFamily:
     demo_requests: str
     hf_model_paths: tuple[str, ...]
     http_routes: tuple[str, ...]
+    fp8_quality: str | None = None
 
     @property
     def pipeline_name(self) -> str:
@@ -115,6 +119,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         demo_requests=f"{_QWEN_IMAGE}.demo:demo_requests",
         hf_model_paths=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
         http_routes=("/v1/images/generations",),
+        fp8_quality=f"{_QWEN_IMAGE}.fp8_quality:fp8_quality",
     ),
     ModelFamily(
         name="qwen_image_edit",
@@ -135,6 +140,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
             "Qwen/Qwen-Image-Edit-2511",
         ),
         http_routes=("/v1/images/edits",),
+        fp8_quality=f"{_QWEN_IMAGE}.fp8_quality:fp8_quality",
     ),
 )
 

@@ -54,12 +54,20 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint")
     parser.add_argument(
+        "--fp8-quality",
+        action="store_true",
+        help="with --model: what FP8 weights would lose, layer by layer, in dB of "
+        "signal to noise; reads all weights",
+    )
+    parser.add_argument(
         "--no-process",
         action="store_true",
         help="leave out what needs a fresh process (registration, hooks, device)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
+    if arguments.fp8_quality and arguments.model is None:
+        parser.error("--fp8-quality needs --model")
     findings: dict[str, Any] = {"problems": []}
     for section in _sections(arguments.model, fresh_process=not arguments.no_process):
         name, found, problems = section
@@ -67,6 +75,10 @@ def main(argv: list[str]) -> int:
         findings["problems"] += problems
         if not arguments.json:
             print(_RENDERERS[name](found), end="\n\n", flush=True)
+    if arguments.fp8_quality:
+        findings["fp8_quality"] = _fp8_quality(arguments.model)
+        if not arguments.json:
+            print(_render_fp8_quality(findings["fp8_quality"]), end="\n\n")
     if arguments.json:
         print(json.dumps(findings, indent=2))
     else:
@@ -105,6 +117,15 @@ def examine_model(model: Path) -> dict[str, Any]:
         return {"path": str(model), "family": None, "problems": problems}
     problems = resolve(family.check_checkpoint)(model)
     return {"path": str(model), "family": family.name, "problems": problems}
+
+
+def _fp8_quality(model: Path) -> dict[str, float]:
+    """Signal-to-noise ratio in dB of each weight after quantisation."""
+    family = family_of(model)
+    if family is None or family.fp8_quality is None:
+        return {}
+    quality = resolve(family.fp8_quality)(model)
+    return {name: round(decibels, 2) for name, decibels in quality}
 
 
 def _versions() -> dict[str, str | None]:
@@ -190,6 +211,13 @@ def _render_model(model: dict[str, Any]) -> str:
     return _table("checkpoint", {model["path"]: f"{family}, {state}"})
 
 
+def _render_fp8_quality(quality: dict[str, float]) -> str:
+    if not quality:
+        return "this family quantises no weights at load"
+    rows = {name: f"{decibels:.1f} dB" for name, decibels in quality.items()}
+    return _table("FP8 weights, signal to noise", rows)
+
+
 def _render_entry_points(groups: dict[str, dict[str, str]]) -> str:
     rows = {group: ", ".join(names) or "none" for group, names in groups.items()}
     return _table("entry points", rows)
@@ -204,6 +232,8 @@ def _render_process(process: dict[str, Any]) -> str:
     }
     lines = ["hooks in a fresh process"]
     for hook in hooks.HOOKS:
+        if hook.target not in process["hooks"]:
+            continue  # for another kind of device
         state = "applied" if process["hooks"][hook.target] else "MISSING"
         lines += [f"  {state:<9}{hook.target}", f"           {hook.reason}"]
     return "\n\n".join(

@@ -17,7 +17,6 @@ from starlette.types import Message, Send
 from sglang_ext_gen.errors import ExtGenError
 from sglang_ext_gen.serving.limits import MAX_ECHOED_CHARACTERS
 
-
 # Fields that have another name over HTTP than in Python.
 _HTTP_NAMES = {"image_path": "image"}
 
@@ -91,6 +90,9 @@ def restate_error(
     detail = reply.get("detail", reply.get("error"))
     if isinstance(detail, str):
         name = detail.partition(":")[0]
+        if name in _HTTP_NAMES:
+            detail = _HTTP_NAMES[name] + detail.removeprefix(name)
+            return error_object(status, detail, _HTTP_NAMES[name], "invalid_value")
         if name in fields:
             return error_object(status, detail, name, "invalid_value")
         return error_object(status, detail)

@@ -38,10 +38,11 @@ def edit_checkpoint(edit_golden: Golden) -> Path:
 @pytest.fixture(scope="package")
 def runtime() -> Iterator[None]:
     """SGLang's runtime in this process, until the package's last test."""
-    from qwen_image_runtime import start_runtime
     from sglang.multimodal_gen.runtime.distributed.parallel_state import (
         cleanup_dist_env_and_memory,
     )
+
+    from qwen_image_runtime import start_runtime
 
     start_runtime()
     yield

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+
 from qwen_image_runtime import (
     LoadedPipeline,
     copy_checkpoint,
@@ -55,6 +56,21 @@ def test_outputs_of_a_prompt_have_successive_seeds(t2i: LoadedPipeline) -> None:
         [t2i.pictures(prompt=PROMPTS[0], seed=7 + i, **SMALL) for i in range(3)]
     )
     assert (together - alone).abs().max() < MAX_ABS
+
+
+def test_one_request_for_several_outputs(t2i: LoadedPipeline) -> None:
+    """How HTTP sends ``n``: not expanded before it is queued."""
+    together = t2i.pictures(
+        prompt=PROMPTS[0], seed=7, num_outputs_per_prompt=2, **SMALL
+    )
+    (request,) = t2i.requests(prompt=PROMPTS[0], seed=7, **SMALL)
+    request.num_outputs_per_prompt = 2
+    (other,) = t2i.requests(prompt=PROMPTS[1], seed=9, **SMALL)
+    with Calls(t2i) as calls, torch.inference_mode():
+        results = t2i.pipeline.forward_batch([request, other], t2i.server_args)
+    assert calls.rows == [3] * 3
+    rows = results[0].output.reshape(together.shape)
+    assert (rows - together).abs().max() < MAX_ABS
 
 
 def test_other_geometry_runs_apart(t2i: LoadedPipeline) -> None:
@@ -112,7 +128,9 @@ def test_edits_of_several_prompts(edit: LoadedPipeline, references) -> None:
 
 def test_2511_in_a_batch(runtime, edit_checkpoint, references, tmp_path) -> None:
     checkpoint = copy_checkpoint(
-        edit_checkpoint, tmp_path / "any-name", **{"transformer/config": {"zero_cond_t": True}}
+        edit_checkpoint,
+        tmp_path / "any-name",
+        **{"transformer/config": {"zero_cond_t": True}},
     )
     loaded = load_pipeline(checkpoint)
     assert loaded.pipeline.get_module("transformer").zero_cond_t

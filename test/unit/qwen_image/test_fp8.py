@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from qwen_image_runtime import decibels, load_pipeline
 from safetensors.torch import save_file
 
+from qwen_image_runtime import decibels, load_pipeline
 from sglang_ext_gen.models.qwen_image.layout import transformer_specs
 
 # The released transformer's config (Qwen/Qwen-Image).
@@ -23,7 +23,7 @@ RELEASED = {
     "out_channels": 16,
     "patch_size": 2,
 }
-MEMORY_SCRIPT = '''
+MEMORY_SCRIPT = """
 import json, sys, threading, time
 from pathlib import Path
 import torch
@@ -53,11 +53,11 @@ thread.join()
 size = sum(p.nbytes for p in model.parameters())
 bf16 = sum(2 * p.numel() for n, p in model.named_parameters() if "scale" not in n)
 print(json.dumps({"peak": peak - before, "size": size, "bf16": bf16}))
-'''
+"""
 
 
 def test_released_weights_shrink_to_055() -> None:
-    from sglang_ext_gen.models.qwen_image.quantization import is_quantized_weight
+    from sglang_ext_gen.models.qwen_image.fp8_quality import is_quantized_weight
 
     fp8 = bf16 = 0
     for spec in transformer_specs(RELEASED):
@@ -88,7 +88,7 @@ def test_picture_and_parameters(runtime, t2i, t2i_checkpoint, t2i_golden) -> Non
 
 
 def test_signal_to_noise_of_each_layer(t2i_checkpoint) -> None:
-    from sglang_ext_gen.models.qwen_image.quantization import fp8_quality
+    from sglang_ext_gen.models.qwen_image.fp8_quality import fp8_quality
 
     quality = dict(fp8_quality(t2i_checkpoint))
     assert len(quality) == 3 + 14 * 2

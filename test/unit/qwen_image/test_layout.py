@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from qwen_image_runtime import copy_checkpoint
 
+from qwen_image_runtime import copy_checkpoint
 from sglang_ext_gen.models.qwen_image.layout import (
     check_checkpoint,
     recognises,
@@ -31,7 +31,9 @@ def test_families_by_content_alone(t2i_checkpoint, edit_checkpoint, tmp_path) ->
         assert family.name == name
     assert not takes_one_reference(edit)
     first = copy_checkpoint(
-        edit, tmp_path / "b", **{"model_index": {"_class_name": "QwenImageEditPipeline"}}
+        edit,
+        tmp_path / "b",
+        **{"model_index": {"_class_name": "QwenImageEditPipeline"}},
     )
     assert recognises_edit(first)
     assert takes_one_reference(first)

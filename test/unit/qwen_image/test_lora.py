@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from qwen_image_runtime import LoadedPipeline, copy_checkpoint, load_pipeline
 from safetensors.torch import load_file, save_file
 
+from qwen_image_runtime import LoadedPipeline, copy_checkpoint, load_pipeline
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.slow
@@ -19,6 +19,7 @@ LAYERS = (
     "transformer_blocks.1.attn.add_q_proj",
     "transformer_blocks.1.attn.add_v_proj",
 )
+BLOCK = "transformer.transformer_blocks.0"
 RANK = 2
 WEIGHTS = Path("transformer") / "diffusion_pytorch_model.safetensors"
 FIELDS = {
@@ -118,8 +119,12 @@ def test_an_overruled_alpha_does_not_stay(adapted, base, tmp_path) -> None:
         {"transformer.blocks.7.attn.to_q.lora_A.weight": torch.ones(2, 64)},
         {"transformer.transformer_blocks.0.attn.to_k.lora_A.weight": torch.ones(2, 64)},
         {"transformer.transformer_blocks.0.attn.to_q.diff_b": torch.ones(64)},
+        {
+            f"{BLOCK}.attn.add_q_proj.lora_A.weight": torch.ones(2, 64),
+            f"{BLOCK}.attn.add_q_proj.lora_B.weight": torch.ones(64, 2),
+        },
     ],
-    ids=["unknown layer", "A without B", "unknown kind"],
+    ids=["unknown layer", "A without B", "unknown kind", "one of three"],
 )
 def test_unmatched_keys_are_an_error(adapted, base, tmp_path, extra) -> None:
     path = tmp_path / "bad.safetensors"

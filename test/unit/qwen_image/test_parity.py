@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from qwen_image_runtime import (
     LoadedPipeline,
     decibels,

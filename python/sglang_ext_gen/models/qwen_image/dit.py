@@ -13,6 +13,9 @@ from torch import Tensor
 class QwenImageExtTransformer(QwenImageTransformer2DModel):
     """Stock's class; see ``forward``."""
 
+    # Adapters saved by diffusers carry the component's name; stock drops such keys.
+    lora_param_names_mapping = {r"^transformer\.(.*)$": r"\1"}  # noqa: RUF012
+
     # Stock's denoising stage reads the parameters' names to know what to pass.
     @functools.wraps(QwenImageTransformer2DModel.forward)
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ Stock's loading and merging, with four contracts added:
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,13 @@ from sglang.multimodal_gen.runtime.pipelines_core import LoRAPipeline
 from torch import Tensor
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.weights.layout import read_header
 
 _SHOWN_KEYS = 8
 _PARTS = (".lora_A", ".lora_B")
 # Values beside A and B that stock's loader understands.
 _OTHER_PARTS = (".alpha", ".lora_output_offset")
+_GROUPED = re.compile(r"(?P<layer>.*)\.add_[qkv]_proj\.(?P<part>.*)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class AccountedLoRAPipeline(LoRAPipeline):
     def set_lora(
         self,
         lora_nickname: str | list[str],
-        lora_path: str | None | list[str | None] = None,
+        lora_path: str | list[str | None] | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> None:
@@ -94,13 +97,13 @@ class AccountedLoRAPipeline(LoRAPipeline):
             lora_path, lora_nickname, rank, weight_name, lora_alpha
         )
         adapter = self.lora_adapters[lora_nickname]
-        lost = unmatched_keys(adapter, self.lora_layers)
+        lost = unmatched_keys(adapter, self.lora_layers) + incomplete_groups(lora_path)
         if lost:
             self._forget(lora_nickname)
             shown = ", ".join(lost[:_SHOWN_KEYS])
             raise CheckpointError(
-                f"{lora_path}: {len(lost)} of {len(adapter)} keys match no layer of "
-                f"the transformer ({shown}); this adapter is for another model"
+                f"{lora_path}: {len(lost)} keys match no layer of the transformer "
+                f"({shown}); this adapter is for another model or damaged"
             )
         fold_alpha(adapter, self.loaded_adapter_alphas[lora_nickname])
         self.lora_accounts[lora_nickname] = AdapterAccount(
@@ -129,14 +132,32 @@ def fingerprint(path: str, alpha: float | None) -> str:
     A path that is not on this machine (a Hugging Face id) stands for its content.
     """
     digest = hashlib.sha256(f"{path} alpha={alpha}".encode())
-    local = Path(path)
-    files = sorted(local.glob("*.safetensors")) if local.is_dir() else [local]
-    files += sorted(local.glob("*.json")) if local.is_dir() else []
-    for file in files:
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for file in (*_local_files(path, "safetensors"), *_local_files(path, "json")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def incomplete_groups(path: str) -> list[str]:
+    """Keys of a text stream's q, k and v where not all three are there.
+
+    Stock fuses the three and leaves out what it cannot fuse.
+    """
+    files = _local_files(path, "safetensors")
+    names = [name for file in files for name in read_header(file)]
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        match = _GROUPED.fullmatch(name)
+        if match:
+            found.setdefault((match["layer"], match["part"]), []).append(name)
+    return sorted(name for group in found.values() if len(group) < 3 for name in group)
+
+
+def _local_files(path: str, suffix: str) -> list[Path]:
+    local = Path(path)
+    if local.is_dir():
+        return sorted(local.glob(f"*.{suffix}"))
+    return [local] if local.is_file() and local.suffix == f".{suffix}" else []
 
 
 def unmatched_keys(
@@ -162,12 +183,17 @@ def fold_alpha(adapter: dict[str, Tensor], alpha: float | None) -> None:
     """
     for layer in _layers(adapter):
         rank = adapter[f"{layer}.lora_A"].shape[-2]
-        own = adapter.get(f"{layer}.alpha")
-        value = float(own) if own is not None else alpha
-        if value is None or value == rank:
-            continue
         up = adapter[f"{layer}.lora_B"]
-        adapter[f"{layer}.lora_B"] = (up.float() * (value / rank)).to(up.dtype)
+        value = adapter.get(f"{layer}.alpha")
+        if value is None and alpha is None:
+            continue
+        if value is None:
+            value = torch.tensor(float(alpha or 0.0))
+        scale = value.float().to(up.device) / rank
+        if scale.numel() > 1:
+            # Three fused projections, [3, out, rank], each with its own alpha.
+            scale = scale.reshape(-1, 1, 1)
+        adapter[f"{layer}.lora_B"] = (up.float() * scale).to(up.dtype)
         adapter[f"{layer}.alpha"] = torch.tensor(float(rank), device=up.device)
 
 
@@ -177,7 +203,7 @@ def _layers(adapter: Mapping[str, Tensor]) -> list[str]:
 
 def _rows(
     nicknames: str | Sequence[str],
-    paths: str | None | Sequence[str | None],
+    paths: str | Sequence[str | None] | None,
     alphas: Any,
 ) -> list[tuple[str, str | None, float | None]]:
     """Adapter by adapter: nickname, path, alpha that overrules the file's."""

@@ -6,13 +6,9 @@ GEMM (``kernels/fp8_gemm.py``); activations stay as they are. Stock's ``fp8`` op
 quantises activations too, which gives other pictures.
 """
 
-import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from sglang.multimodal_gen.runtime.layers.linear import LinearBase, LinearMethodBase
 from sglang.multimodal_gen.runtime.layers.quantization.configs.base_config import (
     QuantizationConfig,
@@ -20,17 +16,7 @@ from sglang.multimodal_gen.runtime.layers.quantization.configs.base_config impor
 from sglang.multimodal_gen.runtime.utils.weight_attrs import set_weight_attrs
 from torch import Tensor, nn
 
-from sglang_ext_gen.kernels.fp8_gemm import (
-    FP8_DTYPE,
-    dequantize_rowwise,
-    fp8_linear,
-    quantize_rowwise,
-)
-from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE
-from sglang_ext_gen.weights.layout import read_json, read_tensors
-
-# Outside stock's linears, or too small to matter: they stay as released.
-_PLAIN = ("time_text_embed.", "norm_out.")
+from sglang_ext_gen.kernels.fp8_gemm import FP8_DTYPE, fp8_linear
 
 
 class RowwiseFP8Config(QuantizationConfig):
@@ -92,42 +78,6 @@ class RowwiseFP8LinearMethod(LinearMethodBase):
         )
         set_weight_attrs(layer.weight_scale, {"output_dim": 0, **extra_weight_attrs})
 
-    def apply(
-        self, layer: nn.Module, x: Tensor, bias: Tensor | None = None
-    ) -> Tensor:
+    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., in] -> [..., out] in the dtype of ``x``."""
         return fp8_linear(x, layer.weight, layer.weight_scale, bias)
-
-
-def is_quantized_weight(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a released tensor becomes FP8: the matrices of stock's linears."""
-    return name.endswith(".weight") and len(shape) == 2 and not name.startswith(_PLAIN)
-
-
-def signal_to_noise(weight: Tensor) -> float:
-    """Signal-to-noise ratio in dB of a matrix [out, in] after quantisation."""
-    exact = weight.double()
-    restored = dequantize_rowwise(*quantize_rowwise(weight), torch.float32).double()
-    noise = (exact - restored).square().sum().item()
-    signal = exact.square().sum().item()
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise)
-
-
-def fp8_quality(path: Path) -> Iterator[tuple[str, float]]:
-    """What ``--weight-format fp8`` would do to a checkpoint.
-
-    Args:
-        path: The checkpoint.
-
-    Yields:
-        Name of each quantised weight and its signal-to-noise ratio in dB.
-
-    Raises:
-        CheckpointError: The transformer's files cannot be read.
-    """
-    folder = path / "transformer"
-    read_json(folder / "config.json")
-    for name, stored in sorted(read_tensors(folder / WEIGHTS_FILE).items()):
-        if is_quantized_weight(name, stored.shape):
-            with safe_open(stored.file, framework="pt") as file:
-                yield name, signal_to_noise(file.get_tensor(name))

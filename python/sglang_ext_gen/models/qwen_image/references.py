@@ -43,15 +43,15 @@ def check_references(
         most: How many the checkpoint takes.
 
     Raises:
-        RequestError: Names ``image_path``, the picture's place in the list and the limit.
+        RequestError: Names ``image_path``, the picture's place and the limit.
     """
     paths = [images] if isinstance(images, str) else list(images or ())
     if not paths:
-        raise RequestError("image_path", "missing, expected at least one picture to edit")
-    if len(paths) > most:
         raise RequestError(
-            "image_path", f"{len(paths)} pictures given, at most {most}"
+            "image_path", "missing, expected at least one picture to edit"
         )
+    if len(paths) > most:
+        raise RequestError("image_path", f"{len(paths)} pictures given, at most {most}")
     for index, path in enumerate(paths):
         if os.path.isfile(path):
             _check_file(f"picture {index + 1}", path)
@@ -68,8 +68,12 @@ def _check_file(name: str, path: str) -> None:
         with Image.open(path) as image:
             _check_size(name, *image.size)
             image.load()
+    except RequestError:
+        raise
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise RequestError("image_path", f"{name} is no picture that can be read") from error
+        raise RequestError(
+            "image_path", f"{name} is no picture that can be read"
+        ) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise RequestError("image_path", f"{name} is damaged: {error}") from error
 

@@ -7,6 +7,7 @@ by the transformer's table of positions. Imports neither torch nor SGLang, so th
 """
 
 import functools
+import itertools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -154,7 +155,7 @@ def _check_sigmas(checked: dict[str, Any]) -> None:
         return
     if not sigmas:
         raise RequestError("sigmas", "an empty list given, expected one value a step")
-    if any(after >= before for before, after in zip(sigmas, sigmas[1:], strict=False)):
+    if any(after >= before for before, after in itertools.pairwise(sigmas)):
         raise RequestError("sigmas", f"{sigmas} given, expected falling values")
     steps = checked.setdefault("num_inference_steps", len(sigmas))
     if steps != len(sigmas):

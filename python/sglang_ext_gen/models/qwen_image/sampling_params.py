@@ -79,6 +79,12 @@ class QwenImageExtSamplingParams(SamplingParams):
         """The reference's rule; see ``uses_guidance``."""
         return uses_guidance(self._scale(), self.negative_prompt)
 
+    def _set_output_file_name(self) -> None:
+        # The name holds a hash of all fields, which cannot take a tensor.
+        latents, self.latents = self.latents, None
+        super()._set_output_file_name()
+        self.latents = latents
+
     def _scale(self) -> float:
         if self.true_cfg_scale is not None:
             return self.true_cfg_scale
@@ -104,7 +110,9 @@ class QwenImageExtSamplingParams(SamplingParams):
     def _check(self, server_args: Any) -> dict[str, Any]:
         """Check the merged request in the user's process, before it is queued."""
         if self.image_path is not None:
-            raise RequestError("image_path", "this model draws from text; it takes none")
+            raise RequestError(
+                "image_path", "this model draws from text; it takes none"
+            )
         return self._check_fields(REQUEST_FIELDS, check_request)
 
     def _check_fields(self, known: Any, check: Any) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from copy import copy
 from typing import Any
 
 import torch
-from sglang.multimodal_gen.runtime.distributed import get_local_torch_device, get_sp_world_size
+from sglang.multimodal_gen.runtime.distributed import (
+    get_local_torch_device,
+    get_sp_world_size,
+)
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
 from sglang.multimodal_gen.runtime.pipelines_core.stages import (
     DenoisingStage,
@@ -65,7 +68,14 @@ class QwenImageTextEncodingStage(TextEncodingStage):
 
 
 class QwenImageReferenceStage(ImageVAEEncodingStage):
-    """Stock's VAE encoding of references."""
+    """Stock's VAE encoding of references, a row for each output of the prompt."""
+
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        """Set ``batch.image_latent`` to [n, I, 64]; encoded once."""
+        batch = super().forward(batch, server_args)
+        rows = batch.num_outputs_per_prompt
+        batch.image_latent = batch.image_latent.expand(rows, -1, -1)
+        return batch
 
     def preprocess(self, image: Any) -> Tensor:
         """Nothing to do: references come as tensors from -1 to 1.
@@ -77,21 +87,26 @@ class QwenImageReferenceStage(ImageVAEEncodingStage):
 
     def build_dedup_fingerprint(self, batch: Req, server_args: ServerArgs) -> Hashable:
         """Stock's, and the size of the references."""
-        pixels = batch.sampling_params.reference_pixels
-        return (super().build_dedup_fingerprint(batch, server_args), pixels)
+        own = (batch.sampling_params.reference_pixels, batch.num_outputs_per_prompt)
+        return (super().build_dedup_fingerprint(batch, server_args), own)
 
 
 class QwenImageLatentStage(PipelineStage):
-    """Noise of each request, drawn or given."""
+    """Noise of each picture, drawn or given."""
 
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
-        """Set ``batch.latents`` to [1, I, 64] float32."""
+        """Set ``batch.latents`` to [n, I, 64] float32, n outputs of the prompt."""
+        # Python sends a request for each output, HTTP one request for all of them.
+        first, rows = batch.extra.get("output_index", 0), batch.num_outputs_per_prompt
         given = batch.sampling_params.latents
         if given is None:
-            latents = draw_noise(batch.seed, batch.height, batch.width)
+            noise = [
+                draw_noise(batch.seed + row, batch.height, batch.width)
+                for row in range(rows)
+            ]
+            latents = torch.cat(noise)
         else:
-            row = batch.extra.get("output_index", 0)
-            latents = given[row : row + 1].float()
+            latents = given[first : first + rows].float()
         batch.latents = latents.to(get_local_torch_device())
         batch.raw_latent_shape = batch.latents.shape
         return batch
@@ -164,16 +179,23 @@ def _batch_key(batch: Req) -> Hashable:
 
 
 def join_requests(batches: list[Req]) -> Req:
-    """One request with a row for each of ``batches``; texts padded, with lengths."""
+    """One request with the rows of all ``batches``; texts padded, with lengths."""
     joined = copy(batches[0])
     joined.extra = dict(joined.extra)
+    # Every row is a request of its own from here on.
+    joined.sampling_params = copy(joined.sampling_params)
+    joined.num_outputs_per_prompt = 1
     joined.latents = torch.cat([batch.latents for batch in batches])
     joined.raw_latent_shape = joined.latents.shape
     if joined.image_latent is not None:
         joined.image_latent = torch.cat([batch.image_latent for batch in batches])
     prefixes = ["", "negative_"] if joined.do_classifier_free_guidance else [""]
     for prefix in prefixes:
-        rows = [getattr(batch, f"{prefix}prompt_embeds")[0] for batch in batches]
+        rows = [
+            getattr(batch, f"{prefix}prompt_embeds")[0]
+            for batch in batches
+            for _ in range(batch.latents.shape[0])
+        ]
         lengths = [row.shape[1] for row in rows]
         padded = rows[0].new_zeros(len(rows), max(lengths), rows[0].shape[2])
         for target, row in zip(padded, rows, strict=True):
@@ -185,11 +207,14 @@ def join_requests(batches: list[Req]) -> Req:
 
 def split_requests(joined: Req, batches: list[Req]) -> None:
     """Hand the rows of ``joined`` back to the requests it was made of."""
-    for index, batch in enumerate(batches):
-        batch.latents = joined.latents[index : index + 1]
+    start = 0
+    for batch in batches:
+        end = start + batch.latents.shape[0]
+        batch.latents = joined.latents[start:end]
         if joined.trajectory_latents is not None:
-            batch.trajectory_latents = joined.trajectory_latents[index : index + 1]
+            batch.trajectory_latents = joined.trajectory_latents[start:end]
             batch.trajectory_timesteps = joined.trajectory_timesteps
+        start = end
 
 
 def _set_lengths(batch: Req, prefix: str, lengths: list[int]) -> None:

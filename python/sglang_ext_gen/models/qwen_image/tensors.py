@@ -5,6 +5,7 @@ Source: tensor names of the released Qwen-Image checkpoints (Qwen2.5-VL text enc
 ``AutoencoderKLQwenImage``). The transformer's are in ``layout.py``.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,7 +72,7 @@ def _encoder_specs(config: Config) -> Iterator[TensorSpec]:
     channels = config["input_channels"]
     yield from _convolution("encoder.conv_in", widths[0], channels, (3, 3, 3))
     index = 0
-    stages = list(zip(widths, widths[1:], strict=False))
+    stages = list(itertools.pairwise(widths))
     for stage, (before, after) in enumerate(stages):
         for _ in range(config["num_res_blocks"]):
             yield from _resnet(f"encoder.down_blocks.{index}", before, after)
@@ -95,7 +96,7 @@ def _decoder_specs(config: Config) -> Iterator[TensorSpec]:
     upsamples_time = list(reversed(config["temperal_downsample"]))
     yield from _convolution("decoder.conv_in", widths[0], config["z_dim"], (3, 3, 3))
     yield from _middle("decoder", widths[0])
-    stages = list(zip(widths, widths[1:], strict=False))
+    stages = list(itertools.pairwise(widths))
     for stage, (before, after) in enumerate(stages):
         # Every upsampler halves the channels.
         before = before // 2 if stage > 0 else before
