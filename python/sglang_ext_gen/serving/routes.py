@@ -182,6 +182,7 @@ class RequestGuard:
                 fields = bodies.unwrap_fields(bodies.parse_json_object(body))
             checked = media.checked_video_body(fields, form, self._model)
         return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
+
     async def _checked_edit_request(
         self, scope: Scope, receive: Receive
     ) -> tuple[Scope, Receive]:

@@ -37,7 +37,6 @@ def check(values: Mapping[str, Any]) -> dict[str, Any]:
 
 MODEL = ServedModel(
     title="Test",
-    names=("test-model",),
     fields=frozenset(field.name for field in TABLE),
     routes=frozenset({edits.PATH}),
     check=check,
