@@ -17,6 +17,7 @@ import argparse
 import base64
 import io
 import json
+import math
 import os
 import platform
 import statistics
@@ -137,7 +138,7 @@ def _measure(
         concurrency=concurrency,
         requests=count,
         ttft_ms_median=round(statistics.median(first), 1),
-        ttft_ms_p90=round(first[int(0.9 * (len(first) - 1))], 1),
+        ttft_ms_p90=round(first[math.ceil(0.9 * len(first)) - 1], 1),
         tokens_per_second=round(sum(a.tokens for a in answers) / seconds, 2),
     )
 
