@@ -11,31 +11,25 @@ share the reads, so tokens per second should grow about tenfold up to 32.
 
 The hop: 256 x 4096 bf16 query states, made into an HTTP body and back, as JSON numbers
 (SGLang's ``return_hidden_states``) and as base64 bytes (ours). No server is needed.
-
-``--tiny`` starts a server with a tiny checkpoint on this machine and measures it.
 """
 
 import argparse
 import base64
 import io
 import json
+import math
 import os
 import platform
-import socket
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import av
-import httpx
 import numpy as np
 import openai
 import soundfile
@@ -49,7 +43,6 @@ from sglang_ext_gen.models.ming_omni.thinker_protocol import (
 MODES = ("text", "image", "audio", "video")
 CONCURRENCY = (1, 2, 4, 8, 16, 32)
 HOP_SCALE, HOP_WIDTH, HOP_REPEATS = 16, 4096, 5
-START_SECONDS = 900
 SEED = 0
 
 
@@ -77,19 +70,14 @@ class Row:
 def main() -> None:
     """Measure, print the table, then one JSON line."""
     arguments = _arguments()
-    rows: list[Row] = []
-    if arguments.tiny:
-        with _tiny_server() as url:
-            rows = _measure_server(url, arguments)
-    elif arguments.base_url:
-        rows = _measure_server(arguments.base_url, arguments)
+    rows = _measure_server(arguments) if arguments.base_url else []
     hop = measure_hop()
     _print_table(rows, hop)
     print(
         json.dumps(
             {
                 "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-                "url": "tiny" if arguments.tiny else arguments.base_url,
+                "url": arguments.base_url,
                 "sglang": version("sglang"),
                 "torch": version("torch"),
                 "commit": _commit(),
@@ -111,12 +99,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--concurrency", nargs="+", type=int, default=list(CONCURRENCY))
     parser.add_argument("--requests", type=int, default=4, help="per client")
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--tiny", action="store_true", help="a tiny server on this CPU")
     return parser.parse_args()
 
 
-def _measure_server(url: str, arguments: argparse.Namespace) -> list[Row]:
-    client = openai.OpenAI(base_url=url, api_key=arguments.api_key, max_retries=0)
+def _measure_server(arguments: argparse.Namespace) -> list[Row]:
+    client = openai.OpenAI(
+        base_url=arguments.base_url, api_key=arguments.api_key, max_retries=0
+    )
     media = {mode: _content(mode) for mode in arguments.modes}
     rows = []
     for mode in arguments.modes:
@@ -149,7 +138,7 @@ def _measure(
         concurrency=concurrency,
         requests=count,
         ttft_ms_median=round(statistics.median(first), 1),
-        ttft_ms_p90=round(first[int(0.9 * (len(first) - 1))], 1),
+        ttft_ms_p90=round(first[math.ceil(0.9 * len(first)) - 1], 1),
         tokens_per_second=round(sum(a.tokens for a in answers) / seconds, 2),
     )
 
@@ -266,44 +255,6 @@ def _print_table(rows: list[Row], hop: dict[str, float]) -> None:
     for name in ("json_numbers", "bytes"):
         print(f"  {name:12} {hop[f'{name}_bytes']:>10} bytes "
               f"{hop[f'{name}_ms_median']:>9} ms")  # fmt: skip
-
-
-@contextmanager
-def _tiny_server() -> Any:
-    from sglang_ext_gen.models.ming_omni.thinker.tiny import write_tiny
-
-    with tempfile.TemporaryDirectory() as temp:
-        model = Path(temp) / "ming-tiny"
-        write_tiny(model)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [
-            *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)),
-            *("--port", str(port), "--dtype", "float32", "--max-total-tokens", "65536"),
-            *("--max-running-requests", "32", "--log-level", "warning"),
-        ]
-        process = subprocess.Popen(command, stdout=sys.stderr)
-        try:
-            _wait(f"http://127.0.0.1:{port}/health", process)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}")
-        try:
-            if httpx.get(url, timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
-        time.sleep(1)
-    raise RuntimeError(f"no healthy server in {START_SECONDS} s")
 
 
 def _commit() -> str:

@@ -70,7 +70,7 @@ def register_config() -> None:
         exist_ok=True,
     )
     # SGLang only calls from_pretrained() and reads .tokenizer of what it returns.
-    _CUSTOMIZED_MM_PROCESSOR[MODEL_TYPE] = MingTokenizerHolder  # type: ignore[assignment]
+    _CUSTOMIZED_MM_PROCESSOR[MODEL_TYPE] = MingTokenizerHolder  # type: ignore[index]
 
 
 def repaired_llm_config(released: dict[str, Any]) -> dict[str, Any]:
