@@ -19,7 +19,12 @@ _RUN = f"{_GEN}.runtime"
 # Symbols with a dot are members that we call, override or read.
 STOCK: dict[str, dict[str, str]] = {
     f"{_GEN}.configs.models": {"DiTConfig": "", "VAEConfig": ""},
+    f"{_GEN}.configs.models.vaes": {"WanVAEConfig": ""},
     f"{_GEN}.configs.models.vaes.flux": {"Flux2VAEConfig": ""},
+    f"{_GEN}.configs.models.vaes.wanvae": {
+        "WanVAEArchConfig": "base_dim decoder_base_dim z_dim is_residual patch_size "
+        "scale_factor_spatial scale_factor_temporal latents_mean latents_std"
+    },
     f"{_GEN}.configs.pipeline_configs.base": {
         "ImagePipelineConfig": "task_type should_use_guidance dit_precision "
         "vae_precision text_encoder_precisions generator_device dit_config vae_config "
@@ -41,6 +46,7 @@ STOCK: dict[str, dict[str, str]] = {
         "SamplingParams.should_use_classifier_free_guidance": "",
         "generate_request_id": "",
     },
+    f"{_GEN}.configs.task_type": {"ModelTaskType": "", "ModelTaskType.parse": "value"},
     f"{_GEN}.registry": {
         "ModelInfo": "pipeline_cls sampling_param_cls pipeline_config_cls",
         "get_model_info": "model_path backend model_id",
@@ -116,6 +122,11 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.managers.memory_managers.layerwise_offload": {
         "LayerwiseOffloadableModuleMixin": ""
     },
+    f"{_RUN}.models.vaes.wanvae": {
+        "AutoencoderKLWan": "config",
+        "AutoencoderKLWan.decode": "z",
+        "AutoencoderKLWan.encode": "",
+    },
     f"{_RUN}.pipelines_core": {"Req": ""},
     f"{_RUN}.pipelines_core.composed_pipeline_base": {
         "ComposedPipelineBase._load_config": "",
@@ -171,18 +182,31 @@ STOCK: dict[str, dict[str, str]] = {
     },
     "sglang.cli.serve": {"serve": "args extra_argv"},
     "sglang.cli.utils": {"get_is_diffusion_model": "model_path"},
+    "sglang.srt.configs": {"model_config": ""},
     "sglang.srt.configs.bailing_moe_v2": {
         "BailingMM2Config": "llm_config vision_config audio_config mrope_section"
     },
-    "sglang.srt.layers.logits_processor": {"LogitsProcessorOutput": "customized_info"},
+    "sglang.srt.layers.logits_processor": {
+        "LogitsProcessor": "config",
+        "LogitsProcessorOutput": "customized_info next_token_logits",
+    },
+    "sglang.srt.layers.layernorm": {"RMSNorm": "eps"},
     "sglang.srt.layers.multi_gate": {
         "multi_gate_triton_kernel": "hidden_states multi_gate_indices"
     },
     "sglang.srt.layers.quantization.base_config": {"QuantizationConfig": ""},
     "sglang.srt.layers.quantization.fp8_utils": {"apply_fp8_linear": "bias"},
+    "sglang.srt.layers.radix_attention": {
+        "RadixAttention": "num_heads head_dim scaling num_kv_heads layer_id",
+        "RadixAttention.forward": "q k v forward_batch",
+    },
+    "sglang.srt.layers.vocab_parallel_embedding": {"ParallelLMHead": ""},
     "sglang.srt.managers.mm_utils": {
+        "general_mm_embed_routine": "input_ids forward_batch language_model "
+        "multimodal_model",
+        "pad_mm_tokens": "input_ids mm_inputs",
         "prepare_mm_inputs": "input_ids forward_batch language_model kwargs "
-        "multimodal_model"
+        "multimodal_model",
     },
     "sglang.srt.managers.multimodal_processor": {"PROCESSOR_MAPPING": ""},
     "sglang.srt.managers.schedule_batch": {
@@ -197,6 +221,10 @@ STOCK: dict[str, dict[str, str]] = {
         "extend_seq_lens_cpu",
         "PPProxyTensors": "",
     },
+    "sglang.srt.model_executor.forward_context": {
+        "get_req_to_token_pool": "",
+        "get_token_to_kv_pool": "",
+    },
     "sglang.srt.model_loader.utils": {"get_model_architecture": "model_config"},
     "sglang.srt.model_loader.weight_utils": {"default_weight_loader": ""},
     "sglang.srt.models.bailing_mm": {
@@ -204,7 +232,17 @@ STOCK: dict[str, dict[str, str]] = {
         "BailingMM2NativeForConditionalGeneration.get_image_feature": "items",
     },
     "sglang.srt.models.bailing_moe": {"BailingMoESparseMoeBlock": ""},
+    "sglang.srt.models.qwen2": {
+        "Qwen2Attention": "hidden_size num_heads num_kv_heads layer_id rope_theta "
+        "rope_scaling max_position_embeddings quant_config prefix",
+        "Qwen2DecoderLayer": "config layer_id start_layer quant_config prefix "
+        "alt_stream",
+        "Qwen2Model": "config quant_config prefix decoder_layer_type",
+    },
     "sglang.srt.models.registry": {"ModelRegistry": "", "ModelRegistry.models": ""},
+    "sglang.srt.models.utils": {
+        "apply_qk_norm": "q k q_norm k_norm head_dim alt_stream"
+    },
     "sglang.srt.multimodal.customized_mm_processor_utils": {
         "_CUSTOMIZED_MM_PROCESSOR": ""
     },
@@ -221,6 +259,8 @@ STOCK: dict[str, dict[str, str]] = {
         "SRTPlatform.get_dispatch_key_name": "",
     },
     "sglang.srt.plugins": {"load_plugins": ""},
+    "sglang.srt.server_args": {"ServerArgs.resolve_once": ""},
+    "sglang.srt.utils": {"add_prefix": ""},
     "sglang.srt.utils.hf_transformers.common": {
         "_CONFIG_REGISTRY": "",
         "download_from_hf": "allow_patterns",

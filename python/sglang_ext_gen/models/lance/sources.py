@@ -96,11 +96,11 @@ def probe_video(path: Media) -> SourceInfo:
     """
     name = _existing("video_path", path)
     try:
-        with av.open(_opened(path)) as container:
+        with av.open(_opened(path), "r") as container:
             stream = _video_stream(container, name)
             fps = float(stream.average_rate or 0)
             num_frames = sum(1 for packet in container.demux(stream) if packet.size)
-        with av.open(_opened(path)) as container:
+        with av.open(_opened(path), "r") as container:
             first = next(container.decode(video=0), None)
     except (FFmpegError, OSError, ValueError) as error:
         if isinstance(error, RequestError):
@@ -129,7 +129,7 @@ def read_video(path: Media) -> list[Image.Image]:
     wanted, frames = set(indices), {}
     name = _existing("video_path", path)
     try:
-        with av.open(_opened(path)) as container:
+        with av.open(_opened(path), "r") as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
                     frames[index] = frame.to_image()

@@ -92,7 +92,7 @@ class LanceMultimodalProcessor(BaseMultimodalProcessor):
             )
         medium = "image" if images else "video"
         if not isinstance(text, str):
-            text = self.text_tokenizer.decode(text)
+            text = str(self.text_tokenizer.decode(text))
         has_medium = bool(images or videos)
         if has_medium and prompt.PLACEHOLDER not in text:
             text = prompt.wrap_question(text, medium)
