@@ -107,7 +107,7 @@ def _server_args(
             arguments, unknown, default_args=dict(load_options), argv=argv
         )
     except SystemExit as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(str(error).removeprefix("error: ")) from error
 
 
 def _free_port() -> int:
