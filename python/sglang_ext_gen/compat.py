@@ -18,6 +18,36 @@ _RUN = f"{_GEN}.runtime"
 # Module -> symbol -> the parameters (of a class: of its constructor) that we name.
 # Symbols with a dot are members that we call, override or read.
 STOCK: dict[str, dict[str, str]] = {
+    "sglang.srt.utils.hf_transformers.common": {"get_rope_config": ""},
+    f"{_RUN}.utils.weight_attrs": {"set_weight_attrs": ""},
+    f"{_RUN}.utils.vision": {"preprocess_image": ""},
+    f"{_RUN}.platforms": {"current_platform": ""},
+    f"{_RUN}.pipelines_core.diffusion_scheduler_utils": {"calculate_linear_shift": ""},
+    f"{_RUN}.pipelines.qwen_image": {
+        "QwenImageEditPlusPipeline": "",
+        "QwenImagePipeline": "",
+    },
+    f"{_RUN}.models.registry": {"ModelRegistry": ""},
+    f"{_RUN}.models.encoders.qwen_vl_rope": {"build_qwen_vl_text_rope": ""},
+    f"{_RUN}.models.dits.qwen_image": {"QwenImageTransformer2DModel": ""},
+    f"{_RUN}.loader.component_loaders.transformer_loader": {"TransformerLoader": ""},
+    f"{_RUN}.layers.quantization.configs.base_config": {"QuantizationConfig": ""},
+    f"{_RUN}.layers.linear": {
+        "LinearBase": "",
+        "LinearMethodBase": "",
+        "RowParallelLinear": "",
+    },
+    f"{_RUN}.layers.layernorm": {
+        "_NormScaleShift.forward_cpu": "",
+        "_ScaleResidualNormScaleShift.forward_cpu": "",
+    },
+    f"{_RUN}.entrypoints.openai.utils": {"build_sampling_params": ""},
+    f"{_GEN}.configs.pipeline_configs.qwen_image": {
+        "QwenImageEditPlusPipelineConfig": "",
+        "QwenImagePipelineConfig": "",
+        "_shard_qwen_edit_freqs_cis_for_sp": "",
+    },
+    f"{_GEN}.configs.models.dits.qwenimage": {"QwenImageDitConfig": ""},
     f"{_GEN}.configs.models": {"DiTConfig": "", "VAEConfig": ""},
     f"{_GEN}.configs.models.vaes": {"WanVAEConfig": ""},
     f"{_GEN}.configs.models.vaes.flux": {"Flux2VAEConfig": ""},
@@ -61,6 +91,7 @@ STOCK: dict[str, dict[str, str]] = {
         "RoleType.ENCODER": "",
     },
     f"{_RUN}.distributed": {
+        "get_sp_world_size": "",
         "get_local_torch_device": "",
         "tensor_model_parallel_all_reduce": "",
     },
@@ -112,7 +143,11 @@ STOCK: dict[str, dict[str, str]] = {
         "component_name",
         "ComponentLoader.target_device": "",
     },
-    f"{_RUN}.loader.utils": {"set_default_torch_dtype": ""},
+    f"{_RUN}.loader.utils": {
+        "finalize_loaded_model": "",
+        "initialize_model": "",
+        "set_default_torch_dtype": "",
+    },
     f"{_RUN}.managers.forward_context": {
         "set_forward_context": "attn_metadata forward_batch"
     },
@@ -122,12 +157,16 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.managers.memory_managers.layerwise_offload": {
         "LayerwiseOffloadableModuleMixin": ""
     },
+<<<<<<< HEAD
     f"{_RUN}.models.vaes.wanvae": {
         "AutoencoderKLWan": "config",
         "AutoencoderKLWan.decode": "z",
         "AutoencoderKLWan.encode": "",
     },
     f"{_RUN}.pipelines_core": {"Req": ""},
+=======
+    f"{_RUN}.pipelines_core": {"LoRAPipeline": "", "Req": ""},
+>>>>>>> family/qwen
     f"{_RUN}.pipelines_core.composed_pipeline_base": {
         "ComposedPipelineBase._load_config": "",
         "ComposedPipelineBase.add_stage": "",
@@ -142,7 +181,14 @@ STOCK: dict[str, dict[str, str]] = {
         "audio audio_sample_rate",
         "Req": "",
     },
-    f"{_RUN}.pipelines_core.stages": {"InputValidationStage": ""},
+    f"{_RUN}.pipelines_core.stages": {
+        "DenoisingStage": "",
+        "ImageEncodingStage": "",
+        "ImageVAEEncodingStage": "",
+        "TextEncodingStage": "",
+        "TimestepPreparationStage": "",
+        "InputValidationStage": "",
+    },
     f"{_RUN}.pipelines_core.stages.base": {
         "PipelineStage._active_profile_stage_name": "",
         "PipelineStage._component_stage_name": "",

@@ -120,6 +120,7 @@ def build_qwen_vl_text_rope(
     from sglang.srt.utils.hf_transformers.common import get_rope_config
 
     theta, scaling = get_rope_config(config)
+    assert scaling is not None, "a Qwen-VL config has an mrope_section"
     head_dim = config.hidden_size // config.num_attention_heads
     if getattr(config, "head_dim", None):
         head_dim = config.head_dim

@@ -14,7 +14,7 @@ from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.registry import resolve
 
 OURS = "ideogram-ai/ideogram-4-fp8"
-STOCKS = "Qwen/Qwen-Image"
+STOCKS = "black-forest-labs/FLUX.1-dev"
 
 
 @pytest.mark.parametrize("hook", hooks.HOOKS, ids=lambda hook: hook.target)

@@ -18,7 +18,6 @@ from sglang.multimodal_gen.configs.pipeline_configs.qwen_image import (
     _shard_qwen_edit_freqs_cis_for_sp,
 )
 from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
-from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
 from sglang.multimodal_gen.runtime.utils.vision import preprocess_image
 from torch import Tensor
 
@@ -30,6 +29,8 @@ from sglang_ext_gen.models.qwen_image.request import (
     PIXELS_PER_TOKEN,
 )
 
+# SGLang's Req. Its types call every field optional; earlier stages fill them.
+Request = Any
 # Tokens of the chat template in front of the prompt, which the model never sees.
 TEMPLATE_TOKENS = 34
 # The reference tokenises at most this many prompt tokens.
@@ -127,7 +128,7 @@ class QwenImageEditExtPipelineConfig(QwenImageOptions, QwenImageEditPlusPipeline
     is_first_release: bool = False
 
     def prepare_image_processor_kwargs(
-        self, batch: Req, neg: bool = False
+        self, batch: Request, neg: bool = False
     ) -> dict[str, Any]:
         """Text and pictures for the text encoder; an empty prompt is a prompt."""
         images = batch.condition_image
@@ -155,7 +156,7 @@ class QwenImageEditExtPipelineConfig(QwenImageOptions, QwenImageEditPlusPipeline
         """Default size at which a reference is encoded, and of the picture."""
         return size_for_pixels(DEFAULT_REFERENCE_PIXELS, width, height)
 
-    def preprocess_vae_image(self, batch: Req, vae_image_processor: Any) -> Req:
+    def preprocess_vae_image(self, batch: Request, vae_image_processor: Any) -> Request:
         """Resize each reference for the VAE, to about ``reference_pixels``.
 
         Sets ``batch.vae_image`` (tensors [1, 3, h, w] from -1 to 1) and
@@ -172,7 +173,9 @@ class QwenImageEditExtPipelineConfig(QwenImageOptions, QwenImageEditPlusPipeline
         batch.vae_image_sizes = sizes
         return batch
 
-    def postprocess_image_latent(self, latent_condition: Tensor, batch: Req) -> Tensor:
+    def postprocess_image_latent(
+        self, latent_condition: Tensor, batch: Request
+    ) -> Tensor:
         """[1, C / 4, 1, h, w] -> [1, I, C]; a group of requests is joined later."""
         _, channels, _, height, width = latent_condition.shape
         patches = latent_condition.reshape(channels, height // 2, 2, width // 2, 2)
@@ -180,7 +183,7 @@ class QwenImageEditExtPipelineConfig(QwenImageOptions, QwenImageEditPlusPipeline
 
     def _prepare_edit_cond_kwargs(
         self,
-        batch: Req,
+        batch: Request,
         prompt_embeds: list[Tensor],
         rotary_emb: Any,
         device: torch.device,

@@ -15,7 +15,6 @@ from sglang.multimodal_gen.runtime.distributed import (
     get_local_torch_device,
     get_sp_world_size,
 )
-from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
 from sglang.multimodal_gen.runtime.pipelines_core.stages import (
     DenoisingStage,
     ImageVAEEncodingStage,
@@ -31,6 +30,8 @@ from sglang_ext_gen.models.qwen_image.request import (
     PIXELS_PER_TOKEN,
 )
 
+# SGLang's Req. Its types call every field optional; earlier stages fill them.
+Request = Any
 _LATENT_CHANNELS = 16
 _PATCH = 2
 
@@ -54,7 +55,7 @@ def draw_noise(seed: int, height: int, width: int) -> Tensor:
 class QwenImageTextEncodingStage(TextEncodingStage):
     """Stock's, with ``max_sequence_length`` as the reference means it."""
 
-    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+    def forward(self, batch: Request, server_args: ServerArgs) -> Request:
         """Encode, then keep the first ``max_sequence_length`` prompt tokens."""
         limit = batch.sampling_params.max_sequence_length or DEFAULT_MAX_SEQUENCE_LENGTH
         batch = super().forward(batch, server_args)
@@ -70,7 +71,7 @@ class QwenImageTextEncodingStage(TextEncodingStage):
 class QwenImageReferenceStage(ImageVAEEncodingStage):
     """Stock's VAE encoding of references, a row for each output of the prompt."""
 
-    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+    def forward(self, batch: Request, server_args: ServerArgs) -> Request:
         """Set ``batch.image_latent`` to [n, I, 64]; encoded once."""
         batch = super().forward(batch, server_args)
         rows = batch.num_outputs_per_prompt
@@ -85,7 +86,9 @@ class QwenImageReferenceStage(ImageVAEEncodingStage):
         """
         return image
 
-    def build_dedup_fingerprint(self, batch: Req, server_args: ServerArgs) -> Hashable:
+    def build_dedup_fingerprint(
+        self, batch: Request, server_args: ServerArgs
+    ) -> Hashable:
         """Stock's, and the size of the references."""
         own = (batch.sampling_params.reference_pixels, batch.num_outputs_per_prompt)
         return (super().build_dedup_fingerprint(batch, server_args), own)
@@ -94,7 +97,7 @@ class QwenImageReferenceStage(ImageVAEEncodingStage):
 class QwenImageLatentStage(PipelineStage):
     """Noise of each picture, drawn or given."""
 
-    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+    def forward(self, batch: Request, server_args: ServerArgs) -> Request:
         """Set ``batch.latents`` to [n, I, 64] float32, n outputs of the prompt."""
         # Python sends a request for each output, HTTP one request for all of them.
         first, rows = batch.extra.get("output_index", 0), batch.num_outputs_per_prompt
@@ -115,14 +118,16 @@ class QwenImageLatentStage(PipelineStage):
 class QwenImageTimestepStage(TimestepPreparationStage):
     """Stock's, with the request's own noise levels."""
 
-    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+    def forward(self, batch: Request, server_args: ServerArgs) -> Request:
         """Set ``batch.timesteps``; the shift that depends on size comes on top."""
         # SGLang cuts the steps of a warm-up, so a schedule would not fit them.
         if not batch.is_warmup:
             batch.sigmas = batch.sampling_params.sigmas
         return super().forward(batch, server_args)
 
-    def build_dedup_fingerprint(self, batch: Req, server_args: ServerArgs) -> Hashable:
+    def build_dedup_fingerprint(
+        self, batch: Request, server_args: ServerArgs
+    ) -> Hashable:
         """Stock's, and the request's noise levels."""
         sigmas = self.freeze_for_dedup(batch.sampling_params.sigmas)
         return (super().build_dedup_fingerprint(batch, server_args), sigmas)
@@ -132,10 +137,10 @@ class QwenImageDenoisingStage(DenoisingStage):
     """Stock's loop; requests of equal geometry and schedule run as one batch."""
 
     def run_grouped_requests(
-        self, batches: list[Req], server_args: ServerArgs
-    ) -> list[Req]:
+        self, batches: list[Request], server_args: ServerArgs
+    ) -> list[Request]:
         """Denoise a group of requests, each batch in one loop."""
-        groups: dict[Hashable, list[Req]] = {}
+        groups: dict[Hashable, list[Request]] = {}
         for batch in batches:
             groups.setdefault(_batch_key(batch), []).append(batch)
         for group in groups.values():
@@ -153,7 +158,7 @@ class QwenImageDenoisingStage(DenoisingStage):
         return batches
 
 
-def _batch_key(batch: Req) -> Hashable:
+def _batch_key(batch: Request) -> Hashable:
     """Requests with the same key can share a batch."""
     params = batch.sampling_params
     text_lengths = None
@@ -178,7 +183,7 @@ def _batch_key(batch: Req) -> Hashable:
     )
 
 
-def join_requests(batches: list[Req]) -> Req:
+def join_requests(batches: list[Request]) -> Request:
     """One request with the rows of all ``batches``; texts padded, with lengths."""
     joined = copy(batches[0])
     joined.extra = dict(joined.extra)
@@ -205,7 +210,7 @@ def join_requests(batches: list[Req]) -> Req:
     return joined
 
 
-def split_requests(joined: Req, batches: list[Req]) -> None:
+def split_requests(joined: Request, batches: list[Request]) -> None:
     """Hand the rows of ``joined`` back to the requests it was made of."""
     start = 0
     for batch in batches:
@@ -217,7 +222,7 @@ def split_requests(joined: Req, batches: list[Req]) -> None:
         start = end
 
 
-def _set_lengths(batch: Req, prefix: str, lengths: list[int]) -> None:
+def _set_lengths(batch: Request, prefix: str, lengths: list[int]) -> None:
     """Say how many tokens of each row are text; stock makes the mask from it."""
     setattr(batch, f"{prefix}prompt_seq_lens", [lengths])
     setattr(batch, f"{prefix}prompt_embeds_mask", None)
