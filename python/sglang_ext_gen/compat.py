@@ -157,16 +157,12 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.managers.memory_managers.layerwise_offload": {
         "LayerwiseOffloadableModuleMixin": ""
     },
-<<<<<<< HEAD
     f"{_RUN}.models.vaes.wanvae": {
         "AutoencoderKLWan": "config",
         "AutoencoderKLWan.decode": "z",
         "AutoencoderKLWan.encode": "",
     },
-    f"{_RUN}.pipelines_core": {"Req": ""},
-=======
     f"{_RUN}.pipelines_core": {"LoRAPipeline": "", "Req": ""},
->>>>>>> family/qwen
     f"{_RUN}.pipelines_core.composed_pipeline_base": {
         "ComposedPipelineBase._load_config": "",
         "ComposedPipelineBase.add_stage": "",

@@ -98,12 +98,8 @@ def test_hugging_face_ids(model_id, name, tmp_path, monkeypatch):
 
 def test_disabled_family_is_stocks(ideogram4_golden, monkeypatch):
     monkeypatch.setenv("SGLANG_EXT_GEN_DISABLE", "ideogram4")
-<<<<<<< HEAD
     enabled = {family.name for family in registry.enabled_families()}
     assert "ideogram4" not in enabled
-=======
-    assert "ideogram4" not in [row.name for row in registry.enabled_families()]
->>>>>>> family/qwen
     assert family_of(ideogram4_golden.checkpoint) is None
     assert family_of("ideogram-ai/ideogram-4-fp8") is None
 
