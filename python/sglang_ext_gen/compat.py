@@ -18,7 +18,6 @@ _RUN = f"{_GEN}.runtime"
 # Module -> symbol -> the parameters (of a class: of its constructor) that we name.
 # Symbols with a dot are members that we call, override or read.
 STOCK: dict[str, dict[str, str]] = {
-    "sglang.srt.utils.hf_transformers.common": {"get_rope_config": ""},
     f"{_RUN}.utils.weight_attrs": {"set_weight_attrs": ""},
     f"{_RUN}.utils.vision": {"preprocess_image": ""},
     f"{_RUN}.platforms": {"current_platform": ""},
@@ -306,6 +305,7 @@ STOCK: dict[str, dict[str, str]] = {
     "sglang.srt.utils.hf_transformers.common": {
         "_CONFIG_REGISTRY": "",
         "download_from_hf": "allow_patterns",
+        "get_rope_config": "",
     },
     "sglang.srt.plugins.hook_registry": {
         "HookRegistry": "",
