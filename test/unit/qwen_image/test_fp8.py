@@ -2,6 +2,7 @@
 """FP8 weights while loading: numbers, sizes, host memory."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,14 @@ def test_host_memory_while_loading(tmp_path: Path) -> None:
     }
     shard_bytes = write_shards(tmp_path, config, shards=5)
     command = [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    search = os.pathsep.join(path for path in sys.path if path)
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": search},
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     measured = json.loads(result.stdout.splitlines()[-1])
     assert measured["size"] <= 0.55 * measured["bf16"]
