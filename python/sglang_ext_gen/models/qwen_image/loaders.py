@@ -2,8 +2,7 @@
 """The transformer with FP8 weights, quantised shard by shard while it is loaded.
 
 Stock's loader first gathers all weights of a component. Here each tensor is quantised
-as it is read and its shard is closed before the next one is opened, so the host never
-holds more than the finished weights and one shard.
+as it is read and its shard is closed before the next one is opened.
 """
 
 import logging
