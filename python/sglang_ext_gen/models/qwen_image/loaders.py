@@ -2,8 +2,7 @@
 """The transformer with FP8 weights, quantised shard by shard while it is loaded.
 
 Stock's loader first gathers all weights of a component. Here each tensor is quantised
-as it is read and its shard is closed before the next one is opened, so the host never
-holds more than the finished weights and one shard.
+as it is read and its shard is closed before the next one is opened.
 """
 
 import logging
@@ -39,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 class QwenImageTransformerLoader(TransformerLoader):
     """Stock's loader, or ours where FP8 weights are asked for."""
+
+    # SGLang lets the last class that names a component load it in every pipeline;
+    # this one is for ours alone, which name it in ``component_loaders``.
+    component_names = []  # noqa: RUF012
 
     def load_customized(
         self,
@@ -163,6 +166,8 @@ def _rank_part(
         return tensor
     dim = 1 if is_row_parallel else 0
     size = parameter.shape[dim]
+    if tensor.ndim != parameter.ndim or tensor.shape[dim] != size * module.tp_size:
+        return tensor  # refused by its shape
     return tensor.narrow(dim, module.tp_rank * size, size)
 
 
