@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks run at their tiny size, say what was measured, and keep promises."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmark"
+
+
+def run(script: str) -> tuple[str, dict[str, Any]]:
+    """Output of a benchmark, and its last line, which is JSON."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), "--tiny"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_bench_fp8_linear() -> None:
+    _, record = run("bench_fp8_linear.py")
+    assert {"hardware", "commit", "torch", "seed"} <= record.keys()
+    assert record["rows"]
+
+
+def test_bench_denoise() -> None:
+    output, record = run("bench_denoise.py")
+    assert {"hardware", "commit", "versions", "seed"} <= record.keys()
+    assert "diffusers: not measured" in output
+    timings = {
+        (timing["preset"], timing["side"]): timing for timing in record["timings"]
+    }
+    guided, free = "V4_TURBO_12", "V4_INSTANT_8"
+    assert timings.keys() == {
+        (preset, side) for preset in (guided, free) for side in ("ours", "stock")
+    }
+    for preset in (guided, free):
+        # CPU time, because the wall clock depends on what else the machine does.
+        ours, stock = timings[preset, "ours"], timings[preset, "stock"]
+        assert ours["cpu_ms"] < stock["cpu_ms"]
+    # Without guidance one of two transformers runs; the other had no text tokens.
+    assert timings[free, "ours"]["cpu_ms"] < 0.8 * timings[guided, "ours"]["cpu_ms"]
+    ours = next(memory for memory in record["memories"] if memory["side"] == "ours")
+    assert ours["dit_ratio_of_bf16"] <= 0.55
