@@ -33,7 +33,12 @@ def main(checkpoint: str, picture: Path, stdout: int) -> None:
 
     _, scheduler_port, master_port = free_ports()
     generator = DiffGenerator.from_pretrained(
-        model_path=checkpoint, scheduler_port=scheduler_port, master_port=master_port
+        model_path=checkpoint,
+        backend="sglang",
+        # What stock cannot load must fail here, not come from diffusers.
+        native_only_components=("text_encoder", "transformer", "vae"),
+        scheduler_port=scheduler_port,
+        master_port=master_port,
     )
     try:
         generator.generate(

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,11 @@ def write_tiny_z_image(folder: Path, tokenizer: Path) -> None:
         "transformer": ("diffusers", ZImageTransformer2DModel(**transformer)),
         "vae": ("diffusers", AutoencoderKL(**vae)),
     }
-    index: dict[str, Any] = {"_class_name": "ZImagePipeline"}
+    # Without a version stock hands the checkpoint to diffusers.
+    index: dict[str, Any] = {
+        "_class_name": "ZImagePipeline",
+        "_diffusers_version": version("diffusers"),
+    }
     for name, (library, component) in components.items():
         if name != "scheduler":
             component.to(torch.bfloat16)
