@@ -114,7 +114,6 @@ UNKNOWN: dict[str, Any] = {
     "stream": True,
     "style": "vivid",
     "task_type": "T2I",
-    "generator_device": "cuda",
     "true_cfg_scale": 3,
     "perf_dump_path": "/tmp/dump.json",
     "output_path": "/tmp",
