@@ -285,7 +285,8 @@ STOCK: dict[str, dict[str, str]] = {
         "apply_qk_norm": "q k q_norm k_norm head_dim alt_stream"
     },
     "sglang.srt.multimodal.customized_mm_processor_utils": {
-        "_CUSTOMIZED_MM_PROCESSOR": ""
+        "_CUSTOMIZED_MM_PROCESSOR": "",
+        "register_customized_processor": "processor_class",
     },
     "sglang.srt.multimodal.processors.base_processor": {
         "BaseMultimodalProcessor": "hf_config server_args _processor"
