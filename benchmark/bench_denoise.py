@@ -80,7 +80,7 @@ class Case:
 
 
 LONG, SHORT = ("V4_DEFAULT_20", "V4_FAST_20"), ("V4_TURBO_12", "V4_INSTANT_8")
-CASES = (Case("tiny", 256, LONG, rounds=5), Case("mid-size", 512, SHORT, rounds=2))
+CASES = (Case("tiny", 256, LONG, rounds=3), Case("mid-size", 512, SHORT, rounds=2))
 CI_CASES = (Case("tiny", 256, SHORT, rounds=2),)
 
 
@@ -149,36 +149,26 @@ def measure(
     with ExitStack() as stack:
         sides = start_sides(model, args, folder, stack)
         loaded = {side.name: side.wait_until_loaded() for side in sides}
+        tell(f"{case.name}: loaded by {', '.join(loaded)}; compares pictures")
         psnr = compare_pictures(case, sides, max(args.threads), folder)
         steps: dict[tuple[int, str, str], list[Message]] = {}
         last: dict[str, Message] = {}
-        for round_ in range(args.rounds or case.rounds):
+        rounds = args.rounds or case.rounds
+        for round_ in range(rounds):
+            tell(f"{case.name}: round {round_ + 1} of {rounds}")
             for threads, preset in itertools.product(args.threads, case.presets):
                 for side in sides[:: -1 if round_ % 2 else 1]:
                     answer = run(side, case, preset, threads, folder)
                     steps.setdefault((threads, preset, side.name), []).append(answer)
                     last[side.name] = answer
-    for (threads, preset, name), found in steps.items():
-        wall = np.concatenate([answer["step_ms"] for answer in found])
-        cpu = np.concatenate([answer["step_cpu_ms"] for answer in found])
-        timings.append(
-            Timing(
-                case=case.name,
-                size=case.size,
-                preset=preset,
-                threads=threads,
-                side=name,
-                steps=wall.size,
-                median_ms=round(float(np.median(wall)), 3),
-                p90_ms=round(float(np.percentile(wall, 90)), 3),
-                fastest_ms=round(float(wall.min()), 3),
-                cpu_ms=round(float(np.median(cpu)), 3),
-                psnr_db=psnr.get((preset, name)),
-            )
-        )
+    timings += [timing_of(case, *key, found, psnr) for key, found in steps.items()]
     memories += [
         memory_of(case, name, loaded[name], answer) for name, answer in last.items()
     ]
+
+
+def tell(progress: str) -> None:
+    print(progress, file=sys.stderr, flush=True)
 
 
 def make_checkpoint(case: Case, given: Path | None, folder: Path) -> Path:
@@ -258,6 +248,32 @@ def picture(side: Side, preset: str, folder: Path) -> Path:
 def read(file: Path) -> np.ndarray:
     with Image.open(file) as image:
         return np.asarray(image.convert("RGB"), dtype=np.float64)
+
+
+def timing_of(
+    case: Case,
+    threads: int,
+    preset: str,
+    name: str,
+    answers: list[Message],
+    psnr: dict[tuple[str, str], float],
+) -> Timing:
+    """Summary of all steps of a side in one setting."""
+    wall = np.concatenate([answer["step_ms"] for answer in answers])
+    cpu = np.concatenate([answer["step_cpu_ms"] for answer in answers])
+    return Timing(
+        case=case.name,
+        size=case.size,
+        preset=preset,
+        threads=threads,
+        side=name,
+        steps=wall.size,
+        median_ms=round(float(np.median(wall)), 3),
+        p90_ms=round(float(np.percentile(wall, 90)), 3),
+        fastest_ms=round(float(wall.min()), 3),
+        cpu_ms=round(float(np.median(cpu)), 3),
+        psnr_db=psnr.get((preset, name)),
+    )
 
 
 def memory_of(case: Case, name: str, loaded: Message, answer: Message) -> Memory:
