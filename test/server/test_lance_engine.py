@@ -10,7 +10,7 @@ import pytest
 from conftest import Golden
 from server.servers import free_ports
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unproven]
 
 # The golden case was made at the smallest preset.
 PRESETS = {"image": {"resolution": "image_256res"}}

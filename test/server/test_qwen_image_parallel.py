@@ -14,7 +14,7 @@ import pytest
 from conftest import GOLDEN_ROOT
 from server.servers import free_ports
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unproven]
 
 GOLDEN = GOLDEN_ROOT / "qwen_image"
 T2I = GOLDEN / "t2i" / "Qwen-Image"
