@@ -220,10 +220,9 @@ def compare_pictures(
             run(side, case, preset, threads, folder)
         ours, *others = (read(picture(side, preset, folder)) for side in sides)
         for side, other in zip(sides[1:], others, strict=True):
-            error = float(np.mean((ours - other) ** 2))
-            psnr[preset, side.name] = round(
-                10 * math.log10(255**2 / error) if error else math.inf, 1
-            )
+            error = float(np.mean((ours - other) ** 2)) / 255**2
+            # Equal pictures count as 100 dB: JSON has no infinity.
+            psnr[preset, side.name] = round(-10 * math.log10(max(error, 1e-10)), 1)
     return psnr
 
 
