@@ -66,7 +66,11 @@ class Server:
 
 @contextmanager
 def serving(
-    model: Path, folder: Path, *flags: str, **environment: str
+    model: Path,
+    folder: Path,
+    *flags: str,
+    program: str = "sglang",
+    **environment: str,
 ) -> Iterator[Server]:
     """Run ``sglang serve MODEL`` in ``folder`` until the end of the block.
 
@@ -74,6 +78,7 @@ def serving(
         model: Checkpoint directory.
         folder: Working directory, made when missing; the log is kept in it.
         flags: Further arguments of ``sglang serve``.
+        program: ``sglang``, or ours, whose ``serve`` takes the same arguments.
         environment: Further environment variables.
 
     Raises:
@@ -83,7 +88,7 @@ def serving(
     folder.mkdir(parents=True, exist_ok=True)
     http_port, scheduler_port, master_port = free_ports()
     command = [
-        *(str(Path(sys.executable).with_name("sglang")), "serve", str(model)),
+        *(str(Path(sys.executable).with_name(program)), "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(http_port), "--strict-ports", "true"),
         *("--scheduler-port", str(scheduler_port), "--master-port", str(master_port)),
         *flags,

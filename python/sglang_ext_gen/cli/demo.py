@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     sglang_arguments += flags.precision_arguments(_precision())
     lines = []
     with running.started_generator(
-        family, str(checkpoint), {}, sglang_arguments
+        family, str(checkpoint), {}, sglang_arguments, requests
     ) as generator:
         for number, request in enumerate(requests, start=1):
             target = arguments.output / f"{family.name}-{number}.png"

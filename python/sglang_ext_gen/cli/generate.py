@@ -134,13 +134,11 @@ def _run(
     load_options: dict[str, Any],
     sglang_arguments: list[str],
 ) -> dict[str, Any]:
-    outputs = running.output_fields(arguments.output)
+    fields = {**request, **running.output_fields(arguments.output)}
     with running.started_generator(
-        family, arguments.model, load_options, sglang_arguments
+        family, arguments.model, load_options, sglang_arguments, [fields]
     ) as generator:
-        description = running.describe(
-            running.run_request(generator, {**request, **outputs})
-        )
+        description = running.describe(running.run_request(generator, fields))
     return {
         "model": arguments.model,
         "family": family.name,

@@ -78,6 +78,27 @@ def test_equal_prompts_are_encoded_once(float32_pipeline) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cfg_normalization", 0.5),
+        ("condition_inputs", {"control": 1}),
+        ("diffusers_kwargs", {"output_type": "latent"}),
+        ("enable_teacache", True),
+        ("fps", 30),
+        ("image_path", "input.png"),
+        ("max_sequence_length", 512),
+        ("rollout_sde_step_indices", [0]),
+        ("true_cfg_scale", 4.0),
+    ],
+)
+def test_fields_that_nothing_reads_are_refused(
+    float32_pipeline, field: str, value: object
+) -> None:
+    with pytest.raises(RequestError, match=f"{field}: not supported by Ideogram 4"):
+        float32_pipeline.run([PROMPT], [3], **SHORT, **{field: value})
+
+
+@pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("fp8_mode", "int4", "fp8_mode"),
