@@ -8,7 +8,7 @@ may contain. Nothing here imports torch or SGLang.
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
@@ -172,6 +172,58 @@ def _is_finite(number: int | float) -> bool:
 
 def _plain(number: float) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"
+
+
+# Fields that mean the same for every family that makes pictures.
+NUM_OUTPUTS = RequestField(
+    "num_outputs_per_prompt",
+    "int",
+    "Pictures per prompt, with seeds seed, seed + 1, ...",
+    minimum=1,
+    maximum=10,
+)
+SEED = RequestField(
+    "seed", "int", "Seed of the first picture.", minimum=0, maximum=2**53 - 1
+)
+
+
+def check_given(
+    known: Iterable[RequestField], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Check each field of ``known`` that is given.
+
+    Args:
+        known: A family's fields.
+        values: By name; None means not given. Other names are not looked at.
+
+    Returns:
+        The given fields in their own types.
+
+    Raises:
+        RequestError: Names the first field that cannot be used, its value and what
+            is allowed.
+    """
+    return {
+        field.name: field.check(values[field.name])
+        for field in known
+        if values.get(field.name) is not None
+    }
+
+
+def check_prompt(prompt: str | Sequence[str] | None) -> None:
+    """Refuse a prompt, or a list of them, without text or with broken Unicode.
+
+    Raises:
+        RequestError: For field ``prompt``.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not prompts or not all(text.strip() for text in prompts):
+        raise RequestError("prompt", "missing or empty, expected a text to draw")
+    for text in prompts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError("prompt", f"no valid Unicode text: {error}") from error
 
 
 def refuse_unknown_fields(given: Iterable[str], known: Iterable[str]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real ``sglang serve`` processes for tests: start, wait, stop, leave none behind."""
+"""Real SGLang processes for tests: start, wait, stop, leave none behind."""
 
 import os
 import signal
@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
+
+if TYPE_CHECKING:
+    from sglang.multimodal_gen import DiffGenerator
 
 # Starting takes a minute of CPU time on two processes; the machine may be busy.
 START_SECONDS = 900
@@ -109,6 +113,27 @@ def serving(
         yield server
     finally:
         stop(server)
+
+
+@contextmanager
+def float32_generator(model: Path, **server_args: Any) -> Iterator["DiffGenerator"]:
+    """A ``DiffGenerator`` that computes in float32, with ports of its own."""
+    from sglang.multimodal_gen import DiffGenerator
+
+    _, scheduler_port, master_port = free_ports()
+    generator = DiffGenerator.from_pretrained(
+        model_path=str(model),
+        backend="sglang",
+        dit_precision="fp32",
+        vae_precision="fp32",
+        scheduler_port=scheduler_port,
+        master_port=master_port,
+        **server_args,
+    )
+    try:
+        yield generator
+    finally:
+        generator.shutdown()
 
 
 def server_environment(extra: dict[str, str]) -> dict[str, str]:

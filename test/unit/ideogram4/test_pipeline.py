@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole pipeline in one process: precisions, FP8 modes, guidance, refusals."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,12 @@ def test_guidance_1_never_runs_the_unconditional_transformer(float32_pipeline) -
     assert (len(conditional), len(unconditional)) == (8 + 4, 3)
 
 
-def test_without_the_unconditional_transformer(load_pipeline, float32_pipeline) -> None:
-    half = load_pipeline("fp32", load_unconditional=False)
+def test_without_the_unconditional_transformer(
+    load_pipeline, float32_pipeline, ideogram4_golden, tmp_path: Path
+) -> None:
+    checkpoint = copy_checkpoint(ideogram4_golden.checkpoint, tmp_path / "half")
+    shutil.rmtree(checkpoint / "unconditional_transformer")
+    half = load_pipeline("fp32", model_path=str(checkpoint), load_unconditional=False)
     assert half.pipeline.get_module("unconditional_transformer") is None
     (output,) = half.run([PROMPT], [3], num_inference_steps=3)
     assert output.output.shape == (1, 3, 256, 256)

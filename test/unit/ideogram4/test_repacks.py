@@ -34,6 +34,12 @@ def use_older_styles(checkpoint: Path) -> None:
     rope = text.pop("rope_parameters")
     text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
     edit_json(config, text_config=text)
+    edit_json(
+        checkpoint / "model_index.json",
+        _diffusers_version=None,
+        _name_or_path="somewhere/else",
+        prompt_enhancer_head=["diffusers", "Ideogram4PromptEnhancerHead"],
+    )
 
 
 def use_shards(checkpoint: Path) -> None:

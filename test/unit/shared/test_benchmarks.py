@@ -35,7 +35,6 @@ def test_bench_fp8_linear() -> None:
     assert record["rows"]
 
 
-@pytest.mark.unproven
 def test_bench_denoise() -> None:
     output, record = run("bench_denoise.py")
     assert {"hardware", "commit", "versions", "seed"} <= record.keys()

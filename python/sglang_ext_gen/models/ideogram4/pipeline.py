@@ -18,7 +18,7 @@ from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import (
     maybe_download_model,
 )
 
-from sglang_ext_gen.models.ideogram4.layout import refuse_damage
+from sglang_ext_gen.models.ideogram4.layout import COMPONENTS, refuse_damage
 from sglang_ext_gen.models.ideogram4.loaders import (
     Ideogram4TextEncoderLoader,
     Ideogram4TransformerLoader,
@@ -63,20 +63,26 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
         return super().load_modules(server_args, loaded_modules)
 
     def _load_config(self) -> dict[str, Any]:
-        # Before stock looks: it would ask the hub for what a folder lacks.
+        # Instead of stock's: that one asks the hub for what a folder lacks, and insists
+        # on folders that are named and not needed.
+        assert self.server_args is not None
         if not Path(self.model_path).is_dir():
             self.model_path = maybe_download_model(
-                self.model_path, force_diffusers_model=True
+                self.model_path,
+                force_diffusers_model=True,
+                revision=self.server_args.revision,
             )
-        assert self.server_args is not None
-        refuse_damage(
-            Path(self.model_path),
-            require_unconditional=Ideogram4FP8PipelineConfig.of(
-                self.server_args
-            ).load_unconditional,
-        )
-        _fit_sequence_exchange(Path(self.model_path), self.server_args)
-        return super()._load_config()
+        folder = Path(self.model_path)
+        options = Ideogram4FP8PipelineConfig.of(self.server_args)
+        refuse_damage(folder, require_unconditional=options.load_unconditional)
+        _fit_sequence_exchange(folder, self.server_args)
+        index = read_json(folder / "model_index.json")
+        on_disk = [name for name in COMPONENTS if (folder / name).is_dir()]
+        return {
+            "_class_name": index["_class_name"],
+            "_diffusers_version": index.get("_diffusers_version"),
+            **{name: index[name] for name in on_disk},
+        }
 
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
         """Text encoding, denoising, decoding; each states its disaggregated role."""

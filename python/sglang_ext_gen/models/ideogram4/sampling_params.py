@@ -105,7 +105,7 @@ class Ideogram4FP8SamplingParams(SamplingParams):
         for seed in seeds:
             check_request({**values, "seed": seed})
         assert self.prompt is not None, "check_request refuses a missing prompt"
-        tokenizer = resolve_tokenizer(server_args.model_path)
+        tokenizer = resolve_tokenizer(server_args.model_path, server_args.revision)
         for prompt in [self.prompt] if isinstance(self.prompt, str) else self.prompt:
             check_prompt_length(tokenizer, prompt)
             advise_on_caption(prompt, logger)

@@ -33,19 +33,22 @@ from sglang_ext_gen.models.ideogram4.request import MAX_PROMPT_TOKENS
 
 
 @cache
-def resolve_tokenizer(model_path: str) -> Any:
+def resolve_tokenizer(model_path: str, revision: str | None) -> Any:
     """The tokenizer of a checkpoint (transformers), once per process.
 
     Args:
-        model_path: Local directory, or an id that SGLang has downloaded.
+        model_path: Local directory, or a Hugging Face id.
+        revision: Of the id.
     """
     from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import (
         maybe_download_model,
     )
     from transformers import AutoTokenizer
 
-    folder = Path(maybe_download_model(model_path, force_diffusers_model=True))
-    return AutoTokenizer.from_pretrained(folder / "tokenizer")
+    folder = maybe_download_model(
+        model_path, force_diffusers_model=True, revision=revision
+    )
+    return AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")
 
 
 def tokenize_prompt(tokenizer: Any, prompt: str) -> list[int]:
