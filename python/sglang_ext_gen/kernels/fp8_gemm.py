@@ -45,7 +45,8 @@ def fp8_linear(
     """Weight-only FP8 linear by the best means the device of ``x`` offers.
 
     CUDA with capability 8.9 or newer: the Triton kernel. Older CUDA: the weight
-    is dequantised for the call. CPU and others: ``fp8_linear_reference``.
+    is dequantised for the call. CPU: ``fp8_linear_bfloat16`` for bfloat16 where the
+    processor has units for it, otherwise ``fp8_linear_reference``.
 
     Args:
         x: [..., K] float16, bfloat16 or float32; any strides.
@@ -61,6 +62,8 @@ def fp8_linear(
     """
     _check_operands(x, weight, weight_scale, bias)
     if not x.is_cuda:
+        if x.dtype == torch.bfloat16 and has_bfloat16_units():
+            return fp8_linear_bfloat16(x, weight, weight_scale, bias)
         return fp8_linear_reference(x, weight, weight_scale, bias)
     if has_fp8_kernel(x.device):
         from sglang_ext_gen.kernels.fp8_gemm_triton import fp8_linear_triton
@@ -88,6 +91,21 @@ def fp8_linear_reference(
     else:
         y = torch.addcmul(bias.to(dtype), y, scale, value=_E4M3_PER_HALF)
     return y.to(x.dtype)
+
+
+def fp8_linear_bfloat16(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """``fp8_linear`` of bfloat16 activations by a bfloat16 GEMM, in plain torch.
+
+    The GEMM rounds its float32 sums to bfloat16 before they are scaled: one rounding
+    more than in the reference, which costs 3 dB.
+    """
+    y = F.linear(x, _half_from_e4m3(weight).to(x.dtype))
+    scale = weight_scale * _E4M3_PER_HALF
+    if bias is None:
+        return y.mul_(scale)
+    return torch.addcmul(bias.float(), y.float(), scale).to(x.dtype)
 
 
 def quantize_rowwise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,6 +150,13 @@ def has_fp8_kernel(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) >= KERNEL_CAPABILITY
+
+
+@cache
+def has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def _half_from_e4m3(weight: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from sglang_ext_gen.kernels.fp8_gemm import (
     MIN_SCALE,
     dequantize_rowwise,
     fp8_linear,
+    fp8_linear_bfloat16,
     fp8_linear_reference,
     is_fp8,
     quantize_rowwise,
@@ -71,6 +72,15 @@ def test_reference_is_as_exact_as_its_dtype(shape, bias, dtype):
     got = fp8_linear_reference(*args)
     assert got.dtype == dtype
     assert snr_db(got, exact(*args)) > MIN_SNR[dtype]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("shape", RAGGED, ids=str)
+def test_bfloat16_gemm_rounds_once_more(shape, bias):
+    args = operands(shape, torch.bfloat16, bias=bias)
+    got = fp8_linear_bfloat16(*args)
+    assert got.dtype == torch.bfloat16
+    assert snr_db(got, exact(*args)) > MIN_SNR[torch.bfloat16] - 3
 
 
 def test_reference_in_float64():
