@@ -44,9 +44,9 @@ def fp8_linear(
 ) -> Tensor:
     """Weight-only FP8 linear by the best means the device of ``x`` offers.
 
-    CUDA with capability 8.9 or newer: the Triton kernel. Older CUDA: the weight
-    is dequantised for the call. CPU: ``fp8_linear_bfloat16`` for bfloat16 where the
-    processor has units for it, otherwise ``fp8_linear_reference``.
+    CUDA with capability 8.9 or newer: the Triton kernel. Older CUDA, and bfloat16 on
+    a CPU with units for it: the weight is dequantised for the call, which rounds once
+    more. Other CPUs: ``fp8_linear_reference``.
 
     Args:
         x: [..., K] float16, bfloat16 or float32; any strides.
@@ -61,14 +61,13 @@ def fp8_linear(
         ValueError: Shapes or dtypes do not fit together.
     """
     _check_operands(x, weight, weight_scale, bias)
-    if not x.is_cuda:
-        if x.dtype == torch.bfloat16 and has_bfloat16_units():
-            return fp8_linear_bfloat16(x, weight, weight_scale, bias)
-        return fp8_linear_reference(x, weight, weight_scale, bias)
-    if has_fp8_kernel(x.device):
-        from sglang_ext_gen.kernels.fp8_gemm_triton import fp8_linear_triton
+    if x.is_cuda:
+        if has_fp8_kernel(x.device):
+            from sglang_ext_gen.kernels.fp8_gemm_triton import fp8_linear_triton
 
-        return fp8_linear_triton(x, weight, weight_scale, bias)
+            return fp8_linear_triton(x, weight, weight_scale, bias)
+    elif x.dtype != torch.bfloat16 or not has_bfloat16_units():
+        return fp8_linear_reference(x, weight, weight_scale, bias)
     bias = None if bias is None else bias.to(x.dtype)
     return F.linear(x, dequantize_rowwise(weight, weight_scale, x.dtype), bias)
 
@@ -91,21 +90,6 @@ def fp8_linear_reference(
     else:
         y = torch.addcmul(bias.to(dtype), y, scale, value=_E4M3_PER_HALF)
     return y.to(x.dtype)
-
-
-def fp8_linear_bfloat16(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """``fp8_linear`` of bfloat16 activations by a bfloat16 GEMM, in plain torch.
-
-    The GEMM rounds its float32 sums to bfloat16 before they are scaled: one rounding
-    more than in the reference, which costs 3 dB.
-    """
-    y = F.linear(x, _half_from_e4m3(weight).to(x.dtype))
-    scale = weight_scale * _E4M3_PER_HALF
-    if bias is None:
-        return y.mul_(scale)
-    return torch.addcmul(bias.float(), y.float(), scale).to(x.dtype)
 
 
 def quantize_rowwise(weight: Tensor) -> tuple[Tensor, Tensor]:

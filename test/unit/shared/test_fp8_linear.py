@@ -228,7 +228,7 @@ def test_features_that_ranks_cannot_share_are_refused(make):
 
 @pytest.mark.parametrize(
     ("dtype", "least"),
-    # 50 and not 53 in bfloat16: some CPUs round once more (``fp8_linear_bfloat16``).
+    # 50 and not 53 in bfloat16: some CPUs round the weight, too (``fp8_linear``).
     [(torch.float32, 125), (torch.float16, 70), (torch.bfloat16, 50)],
     ids=str,
 )
