@@ -17,7 +17,9 @@ import httpx
 import psutil
 
 if TYPE_CHECKING:
-    from sglang.multimodal_gen import DiffGenerator
+    from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
+        DiffGenerator,
+    )
 
 # Starting takes a minute of CPU time on two processes; the machine may be busy.
 START_SECONDS = 900
