@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``sglang-ext-gen serve``: our flags reach SGLang's server, in a real process."""
 
+import shutil
 from collections.abc import Callable
 
 import httpx
 import pytest
 
+from checkpoint_damage import copy_checkpoint
 from conftest import Golden
 from server.bad_requests import GOOD, IMAGES
 from server.servers import Server
@@ -14,10 +16,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(serve: Callable[..., Server], ideogram4_golden: Golden) -> Server:
-    """Expanded weights and no unconditional transformer."""
+def server(
+    serve: Callable[..., Server],
+    ideogram4_golden: Golden,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Server:
+    """Expanded weights; the unconditional transformer is not even on disk."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "half"
+    checkpoint = copy_checkpoint(ideogram4_golden.checkpoint, folder)
+    shutil.rmtree(checkpoint / "unconditional_transformer")
     flags = ("--no-unconditional", "--fp8-mode", "expanded", "--precision", "float32")
-    return serve(ideogram4_golden.checkpoint, *flags, program="sglang-ext-gen")
+    return serve(checkpoint, *flags, program="sglang-ext-gen")
 
 
 def test_the_default_is_a_preset_without_guidance(server: Server) -> None:

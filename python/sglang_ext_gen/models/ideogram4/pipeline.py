@@ -14,9 +14,6 @@ from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import 
 )
 from sglang.multimodal_gen.runtime.pipelines_core.stages import InputValidationStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
-from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import (
-    maybe_download_model,
-)
 
 from sglang_ext_gen.models.ideogram4.layout import COMPONENTS, refuse_damage
 from sglang_ext_gen.models.ideogram4.loaders import (
@@ -32,6 +29,7 @@ from sglang_ext_gen.models.ideogram4.stages import (
     Ideogram4TextEncodingStage,
 )
 from sglang_ext_gen.weights.layout import read_json
+from sglang_ext_gen.weights.source import checkpoint_folder
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +64,8 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
         # Instead of stock's: that one asks the hub for what a folder lacks, and insists
         # on folders that are named and not needed.
         assert self.server_args is not None
-        if not Path(self.model_path).is_dir():
-            self.model_path = maybe_download_model(
-                self.model_path,
-                force_diffusers_model=True,
-                revision=self.server_args.revision,
-            )
-        folder = Path(self.model_path)
+        folder = checkpoint_folder(self.model_path, self.server_args.revision)
+        self.model_path = str(folder)
         options = Ideogram4FP8PipelineConfig.of(self.server_args)
         refuse_damage(folder, require_unconditional=options.load_unconditional)
         _fit_sequence_exchange(folder, self.server_args)
