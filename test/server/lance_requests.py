@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The golden cases of Lance as requests, and the comparison of what comes back."""
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from conftest import Golden
 
 CASES = ("t2i", "t2i_channel_renorm", "image_edit", "t2v", "i2v", "video_edit")
 MIN_PSNR = 45.0
+# Questions: the golden cases were made at the smallest presets.
+PRESETS = {
+    "image": {"resolution": "image_256res"},
+    "video": {"resolution": "video_192p"},
+}
 
 
 def write_source_video(golden: Golden, file: Path) -> Path:
@@ -33,6 +39,12 @@ def write_video(frames: Sequence[Image.Image], file: Path, fps: int = 12) -> Pat
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode())
     return file
+
+
+def data_url(file: Path) -> str:
+    """A picture or video as a ``data:`` URL."""
+    kind = "video/mp4" if file.suffix == ".mp4" else "image/png"
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def request_of(golden: Golden, name: str, video: Path) -> dict[str, Any]:

@@ -96,7 +96,8 @@ class TestView:
         view = make_view(lance.path / "Lance_3B_Video")
         config = json.loads((view / "config.json").read_text("utf-8"))
         assert config["architectures"] == ["LanceForConditionalGeneration"]
-        assert config["num_tokens"] == lance.golden.json["tokenizer_len"]
+        assert config["vocab_size"] == lance.golden.json["tokenizer_len"]
+        assert config["stored_vocab_size"] == 452
         assert config["vision_weights"] is None
         assert config["tie_word_embeddings"] is False
         weights_file = view / "model.safetensors"
@@ -136,12 +137,21 @@ def test_no_generation_weight_is_used(variant, lance):
     assert has_vision == (variant == "Lance_3B_Video")
 
 
+def test_padding_rows_of_the_vocabulary_stay_on_disk():
+    module = nn.Module()
+    module.lm_head = nn.Linear(3, 2, bias=False)
+    stored = torch.randn(5, 3)
+    name = "language_model.lm_head.weight"
+    weights.load(module, [(name, stored)], [TensorSpec(name, (5, 3))], 2)
+    assert torch.equal(module.lm_head.weight, stored[:2])
+
+
 def test_loading_proves_completeness():
     module = nn.Module()
     module.lm_head = nn.Linear(3, 2, bias=False)
     specs = [TensorSpec("language_model.lm_head.weight", (2, 3))]
     good = ("language_model.lm_head.weight", torch.ones(2, 3))
-    assert weights.load(module, [good], specs) == {"lm_head.weight"}
+    assert weights.load(module, [good], specs, 2) == {"lm_head.weight"}
     assert torch.equal(module.lm_head.weight, good[1])
     for given, message in (
         ([], "is missing"),
@@ -150,4 +160,4 @@ def test_loading_proves_completeness():
         ([good, ("language_model.extra", torch.ones(1))], "has no place"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            weights.load(module, given, specs)
+            weights.load(module, given, specs, 2)

@@ -24,7 +24,8 @@ class LanceThinkerConfig(Qwen2Config):
     Args:
         vision_config: The released config of the tower, as it is.
         vision_weights: File of the tower; None when the model file bundles it.
-        num_tokens: Length of the tokenizer; later vocabulary rows are padding.
+        stored_vocab_size: Vocabulary rows on disk. ``vocab_size`` is the length of
+            the tokenizer; the rows beyond it are padding and are not loaded.
     """
 
     model_type = MODEL_TYPE
@@ -33,13 +34,13 @@ class LanceThinkerConfig(Qwen2Config):
         self,
         vision_config: dict[str, Any] | None = None,
         vision_weights: str | None = None,
-        num_tokens: int = 0,
+        stored_vocab_size: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.vision_config = vision_config or {}
         self.vision_weights = vision_weights
-        self.num_tokens = num_tokens
+        self.stored_vocab_size = stored_vocab_size
 
 
 class LanceTokenizerHolder:

@@ -3,7 +3,8 @@
 
 Deliberate differences from SGLang's Qwen2.5-VL: norms of queries and keys per head,
 attention that is bidirectional inside a visual block (``attention.py``), an untied
-head, and no answer from vocabulary rows beyond the tokenizer.
+head, and a vocabulary that ends with the tokenizer: the padding rows of the release,
+which would win over real tokens, are not loaded.
 """
 
 from collections.abc import Iterable
@@ -189,12 +190,9 @@ class LanceForConditionalGeneration(nn.Module):
                 multimodal_model=self,
                 positions=forward_batch.mrope_positions,
             )
-        output = self.logits_processor(
+        return self.logits_processor(
             input_ids, hidden_states, self.lm_head, forward_batch
         )
-        if output.next_token_logits is not None:
-            output.next_token_logits[..., self.config.num_tokens :] = -torch.inf
-        return output
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Fill all parameters from the checkpoint directory and the vision tower.
@@ -209,12 +207,12 @@ class LanceForConditionalGeneration(nn.Module):
             transformer_specs(_released_config(self.config)),
             vision_specs(self.vision_config, BUNDLED_VISION),
         )
-        return thinker_weights.load(self, weights, specs)
+        return thinker_weights.load(self, weights, specs, self.config.vocab_size)
 
 
 def _released_config(config: LanceThinkerConfig) -> LanceTransformerConfig:
     return LanceTransformerConfig(
-        vocab_size=config.vocab_size,
+        vocab_size=config.stored_vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_hidden_layers,

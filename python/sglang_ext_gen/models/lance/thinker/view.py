@@ -45,7 +45,6 @@ _DECODER_KEYS = (
     "num_key_value_heads",
     "rms_norm_eps",
     "rope_theta",
-    "vocab_size",
 )
 
 
@@ -104,7 +103,7 @@ def make_view(path: Path) -> Path:
 def view_config(files: LanceFiles, variant: Variant) -> dict[str, Any]:
     """``config.json`` of a view."""
     # Both are checked: a key that we do not know is an error.
-    files.read_transformer_config(variant)
+    decoder = files.read_transformer_config(variant)
     files.read_vision_config()
     folder = files.folder(variant)
     released = read_json(folder / "llm_config.json")
@@ -114,15 +113,17 @@ def view_config(files: LanceFiles, variant: Variant) -> dict[str, Any]:
         **{key: released[key] for key in _DECODER_KEYS if key in released},
         "architectures": ["LanceForConditionalGeneration"],
         "model_type": "lance_thinker",
-        "num_tokens": _num_tokens(folder),
         "rope_scaling": {
             "rope_type": "default",
             "mrope_section": released["rope_scaling"]["mrope_section"],
         },
         "tie_word_embeddings": False,
+        "stored_vocab_size": decoder.vocab_size,
         "torch_dtype": "bfloat16",
         "vision_config": read_json(files.root / VISION_FOLDER / "config.json"),
         "vision_weights": None if is_bundled else str(standalone),
+        # Rows that no token uses are not loaded, so that nothing can choose one.
+        "vocab_size": _num_tokens(folder),
     }
 
 
