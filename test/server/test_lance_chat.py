@@ -147,7 +147,7 @@ def test_no_padding_row_is_ever_chosen_or_counted(server, video):
     assert max(answer["output_ids"]) < NUM_TOKENS
     meta = answer["meta_info"]
     tops = [*meta["output_top_logprobs"], *filter(None, meta["input_top_logprobs"])]
-    assert len(tops) > 48 + 200  # the prompt's positions, too
+    assert len(tops) > 48 + 150  # the prompt's positions, too
     for top in tops:
         assert max(token for _, token, _ in top) < NUM_TOKENS
     # Over all tokens, probabilities of a position add up to 1.
