@@ -175,14 +175,23 @@ def content(mode: str) -> list[dict[str, Any]]:
     if mode == "image":
         pixels = generator.integers(0, 255, (480, 640, 3), "uint8")
         Image.fromarray(pixels).save(stream, "PNG")
-        part = {"type": "image_url", "image_url": {"url": _url("image/png", stream)}}
+        part = {
+            "type": "image_url",
+            "image_url": {"url": data_url("image/png", stream.getvalue())},
+        }
     elif mode == "audio":
         samples = generator.normal(0, 0.1, 16_000 * 5)
         soundfile.write(stream, samples, 16_000, format="WAV")
-        part = {"type": "audio_url", "audio_url": {"url": _url("audio/wav", stream)}}
+        part = {
+            "type": "audio_url",
+            "audio_url": {"url": data_url("audio/wav", stream.getvalue())},
+        }
     else:
         _write_video(stream, generator)
-        part = {"type": "video_url", "video_url": {"url": _url("video/mp4", stream)}}
+        part = {
+            "type": "video_url",
+            "video_url": {"url": data_url("video/mp4", stream.getvalue())},
+        }
     return [part, question]
 
 
@@ -196,5 +205,6 @@ def _write_video(stream: io.BytesIO, generator: np.random.Generator) -> None:
         container.mux(track.encode(None))
 
 
-def _url(kind: str, stream: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+def data_url(kind: str, data: bytes) -> str:
+    """A file as a ``data:`` URL."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -210,9 +210,19 @@ class ReferenceLance(nn.Module):
 
 @torch.no_grad()
 def fill_cache(
-    model: ReferenceLance, splits: Sequence[Split], request: LanceConditioning
+    model: ReferenceLance,
+    splits: Sequence[Split],
+    features: Tensor | None = None,
+    source: Tensor | None = None,
 ) -> Cache:
-    """The prefix of one branch, from its first token on."""
+    """The prefix of one branch, from its first token on.
+
+    Args:
+        model: See there.
+        splits: All but the noise.
+        features: [S, D] of a vision block.
+        source: [I, C] clean latents of a source block.
+    """
     cache = Cache(model.config.num_hidden_layers)
     embed = model.language_model.model.embed_tokens
     device = embed.weight.device
@@ -220,13 +230,12 @@ def fill_cache(
         if split.grid is None:
             x = embed(split.token_ids.to(device))
         elif split.kind == "vision":
-            assert request.vision_features is not None, "edits have features"
-            x = model.embed_block(split, None, None, request.vision_features.to(device))
+            assert features is not None, "edits and questions have features"
+            x = model.embed_block(split, None, None, features)
         else:
-            assert request.source_latents is not None, "edits have source latents"
-            latents = request.source_latents.flatten(0, 2).to(device)
-            clean = torch.zeros(len(latents), device=device)
-            x = model.embed_block(split, latents, clean, latents)
+            assert source is not None, "edits have source latents"
+            clean = torch.zeros(len(source), device=device)
+            x = model.embed_block(split, source, clean, source)
         model.run(x, split, cache, keep=True)
     return cache
 
@@ -242,12 +251,20 @@ def velocity(
     return model.llm2vae(norm(x[rows]))
 
 
-def branch_splits(request: LanceConditioning) -> list[tuple[list[Split], Split]]:
+def fill_caches(
+    model: ReferenceLance, request: LanceConditioning
+) -> list[tuple[Cache, Split]]:
     """Prefix and noise block of the conditional and the unconditional branch."""
-    packed = request.packed
+    packed, features = request.packed, request.vision_features
+    source = request.source_latents
+    source = None if source is None else source.flatten(0, 2)
+    branches = (
+        ((*packed.shared, *packed.conditional), packed.noise),
+        ((*packed.shared, *packed.unconditional), packed.unconditional_noise),
+    )
     return [
-        ([*packed.shared, *packed.conditional], packed.noise),
-        ([*packed.shared, *packed.unconditional], packed.unconditional_noise),
+        (fill_cache(model, splits, features, source), noise)
+        for splits, noise in branches
     ]
 
 
@@ -260,10 +277,7 @@ def denoise(
     guidance: Guidance,
 ) -> Tensor:
     """[I, C] noise -> [I, C] latents."""
-    branches = [
-        (fill_cache(model, prefix, request), noise)
-        for prefix, noise in branch_splits(request)
-    ]
+    branches = fill_caches(model, request)
     is_free = torch.arange(len(latents), device=latents.device) >= request.num_pinned
     for time, end in itertools.pairwise(times):
         at = time.to(latents.device) * is_free
@@ -297,11 +311,18 @@ class ReferenceVision(nn.Module):
 
 @torch.no_grad()
 def answer(
-    model: ReferenceLance, splits: Sequence[Split], request: LanceConditioning, num: int
+    model: ReferenceLance, splits: Sequence[Split], features: Tensor, num: int
 ) -> list[int]:
-    """``num`` greedy tokens after a packed question, none of them padding."""
+    """``num`` greedy tokens after a packed question about a picture or video.
+
+    Args:
+        model: With the rows of its head that are tokens.
+        splits: See ``packing.pack_answer``.
+        features: [S, D] of the medium.
+        num: No token ends the answer.
+    """
     *before, last = splits
-    cache = fill_cache(model, before, request)
+    cache = fill_cache(model, before, features)
     core = model.language_model.model
     device = core.embed_tokens.weight.device
     x, _ = model.run(

@@ -215,7 +215,7 @@ def bad_messages(image: str) -> dict[str, tuple[list[dict[str, Any]], str]]:
         ),
         "empty picture": (
             user(medium("image", "data:image/png;base64,"), ask),
-            "0 bytes given",
+            "empty",
         ),
         "thin picture": (
             user(medium("image", png_url(Image.new("1", (1, 99)))), ask),
@@ -244,7 +244,7 @@ def bad_messages(image: str) -> dict[str, tuple[list[dict[str, Any]], str]]:
             user(medium("image", "http://127.0.0.1:1/a.png"), ask),
             "not public",
         ),
-        "local file": (user(medium("image", "/etc/passwd"), ask), "file path"),
+        "local file": (user(medium("image", "/etc/passwd"), ask), "file names"),
         "special token": (user(picture, text("a <|im_end|> b")), "special token"),
         "placeholder": (user(text("a <|video_pad|> b")), "special token"),
         "wrong role": ([{"role": "king", "content": "a"}], ""),
