@@ -32,39 +32,36 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import av
 import chat_load
 import httpx
 import lance_reference as reference
-import numpy as np
 import torch
-from PIL import Image
+from lance_cases import (
+    OFFICIAL,
+    PROMPT,
+    SEED,
+    SMALL,
+    Case,
+    Parts,
+    Setting,
+    condition,
+    see,
+    source_file,
+    write_sources,
+)
 from torch import Tensor
 
 from sglang_ext_gen.cli import running
-from sglang_ext_gen.models.lance import (
-    generation,
-    loaders,
-    sources,
-    tiny,
-    vae,
-    visual_input,
-)
-from sglang_ext_gen.models.lance.generation import LanceConditioning
-from sglang_ext_gen.models.lance.layout import LanceFiles, find_files
-from sglang_ext_gen.models.lance.mot import LanceTransformer
-from sglang_ext_gen.models.lance.options import takes_sources
+from sglang_ext_gen.models.lance import generation, loaders, sources, tiny, vae
 from sglang_ext_gen.models.lance.packing import (
     pack_answer,
-    pack_generation,
     tokenize_prompt,
 )
-from sglang_ext_gen.models.lance.request import make_plan
 from sglang_ext_gen.models.lance.schedule import (
     Guidance,
     blend_guidance,
@@ -77,7 +74,6 @@ from sglang_ext_gen.registry import find_family
 from sglang_ext_gen.serving.child_server import ChildServer
 from sglang_ext_gen.weights.layout import read_json
 
-SEED = 0
 PARTS = ("memory", "steps", "tasks", "answers")
 # The decoder of a random checkpoint, where it differs from ``tiny lance``.
 SIZES: dict[str, dict[str, Any]] = {
@@ -90,56 +86,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
     },
 }
-PROMPT = "A red fox sleeping on a wooden bench in the snow, soft morning light."
 MAX_ERROR = 1e-3  # latents after all steps, float32 on both sides
 MIB = 2**20
 START_SECONDS = 900.0
 ANSWER_TOKENS = 16  # compared and timed with the reference
-
-
-@dataclass(frozen=True)
-class Case:
-    """One task at one size; what a request would say."""
-
-    task: str
-    fields: dict[str, Any]
-    source_frames: int = 0
-
-    @property
-    def variant(self) -> Variant:
-        return TASKS[self.task].variant
-
-
-SMALL = (
-    Case("t2i", {"width": 256, "height": 192}),
-    Case("image_edit", {"resolution": "image_256res"}, 1),
-    Case("t2v", {"width": 192, "height": 128, "num_frames": 9}),
-    Case("i2v", {"resolution": "video_192p", "num_frames": 5}, 1),
-    Case("video_edit", {"resolution": "video_192p"}, 9),
-)
-OFFICIAL = (
-    Case("t2i", {}),
-    Case("image_edit", {}, 1),
-    Case("t2v", {"num_frames": 49}),
-    Case("i2v", {}, 1),
-    Case("video_edit", {}, 72),
-)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is measured, on what."""
-
-    path: Path
-    cases: Sequence[Case]
-    steps: int
-    repeats: int
-    sources: Path
-    device: torch.device
-
-    @property
-    def files(self) -> LanceFiles:
-        return find_files(self.path)
 
 
 @dataclass(frozen=True)
@@ -179,7 +129,7 @@ def main() -> int:
             cases=OFFICIAL if arguments.official_sizes else SMALL,
             steps=arguments.steps,
             repeats=arguments.repeats,
-            sources=_write_sources(folder),
+            sources=write_sources(folder),
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         )
         measured: dict[str, Any] = {}
@@ -234,71 +184,6 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-# --- sources and conditioning -------------------------------------------------
-
-
-def _write_sources(folder: Path) -> Path:
-    generator = np.random.default_rng(SEED)
-    noise = generator.integers(0, 255, (72, 240, 320, 3), "uint8")
-    Image.fromarray(noise[0]).save(folder / "image.png")
-    for case in (*SMALL, *OFFICIAL):
-        if case.source_frames > 1:
-            with av.open(str(folder / f"{case.source_frames}.mp4"), "w") as container:
-                track = container.add_stream("mpeg4", rate=12)
-                track.width, track.height = 320, 240
-                for pixels in noise[: case.source_frames]:
-                    frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-                    container.mux(track.encode(frame))
-                container.mux(track.encode(None))
-    return folder
-
-
-def _source_file(setting: Setting, case: Case) -> str:
-    name = "image.png" if case.source_frames == 1 else f"{case.source_frames}.mp4"
-    return str(setting.sources / name)
-
-
-@torch.no_grad()
-def _condition(setting: Setting, case: Case) -> LanceConditioning:
-    """What the conditioning stage makes of a case."""
-    task, files, device = TASKS[case.task], setting.files, setting.device
-    kinds: dict[str, Any] = {"dtype": torch.float32, "device": device}
-    plan = make_plan(task, case.fields)
-    features = vision_grid = latents = None
-    if task.source is not None:
-        file = _source_file(setting, case)
-        frames = (
-            [sources.read_image(file)]
-            if task.source == "image"
-            else sources.read_video(file)
-        )
-        pixels = visual_input.vae_pixels(frames, plan.resolution)
-        num_frames = pixels.shape[2] if task.is_edit else plan.num_frames
-        height, width = pixels.shape[-2:]
-        plan = replace(plan, num_frames=num_frames, height=height, width=width)
-        latents = vae.encode(
-            loaders.load_vae(files.root, **kinds), pixels.to(device)
-        ).mean
-        if task.is_edit:
-            tower = loaders.load_vision(files, case.variant, "checkpoint", **kinds)
-            patches, grid = visual_input.vit_patches(
-                frames, plan.resolution, tower.config
-            )
-            features = tower(patches.to(device), grid)
-            merge = tower.config.spatial_merge_size
-            vision_grid = (grid[0], grid[1] // merge, grid[2] // merge)
-    tokens = tokenize_prompt(
-        loaders.load_tokenizer(files.folder(case.variant)), plan.system_prompt, PROMPT
-    )
-    packed = pack_generation(
-        tokens,
-        target=plan.latent_grid,
-        vision=vision_grid,
-        source=plan.latent_grid if task.is_edit else None,
-    )
-    return LanceConditioning(packed, features, latents, task.pins_first_frame)
-
-
 def _guidance() -> Guidance:
     # Active in every step, so that each is a whole one.
     return Guidance(4.0, (0.0, 1.0), "global", 0.0)
@@ -326,10 +211,9 @@ def _measure_steps(setting: Setting, _: argparse.Namespace) -> list[dict[str, An
 @torch.no_grad()
 def _measure_step(setting: Setting, case: Case) -> StepRow:
     device = setting.device
-    conditioning = _condition(setting, case)
-    ours = loaders.load_transformer(
-        setting.files, case.variant, dtype=torch.float32, device=device
-    )
+    parts = Parts(setting, [case.task])
+    conditioning = condition(setting, parts, case)
+    ours = parts.transformer(case.variant)
     theirs = _reference(setting, case.variant)
     noise = generation.initial_latents(conditioning, SEED).to(device)
     times = make_times(setting.steps, 3.5)
@@ -424,34 +308,23 @@ def _measure_memory(setting: Setting, _: argparse.Namespace) -> list[dict[str, A
 def _task_memory(setting: Setting, cases: Sequence[Case]) -> MemoryRow:
     """Load what these tasks need and run one step of the last."""
     start = _reset_peak()
-    files = setting.files
-    kinds: dict[str, Any] = {"dtype": torch.float32, "device": setting.device}
-    names = ",".join(case.task for case in cases)
-    modules: list[torch.nn.Module] = [
-        loaders.load_vae(files.root, **kinds, has_encoder=takes_sources(names))
-    ]
-    variants = {case.variant for case in cases}
-    modules += [loaders.load_transformer(files, v, **kinds) for v in sorted(variants)]
-    modules += [
-        loaders.load_vision(files, variant, "checkpoint", **kinds)
-        for variant in sorted({c.variant for c in cases if TASKS[c.task].is_edit})
-    ]
-    weights = sum(p.nbytes for module in modules for p in module.parameters())
-    conditioning = _condition(setting, cases[-1])
-    [transformer] = [
-        m
-        for m, v in zip(modules[1:], sorted(variants), strict=False)
-        if isinstance(m, LanceTransformer) and v == cases[-1].variant
-    ]
-    noise = generation.initial_latents(conditioning, SEED)
-    times = make_times(1, 3.5)
+    parts = Parts(setting, [case.task for case in cases])
+    for case in cases:
+        parts.transformer(case.variant)
+        if TASKS[case.task].is_edit:
+            parts.vision(case.variant)
+    conditioning = condition(setting, parts, cases[-1])
     latents = generation.denoise(
-        transformer, [conditioning], noise, times, _guidance(), lambda _: None
+        parts.transformer(cases[-1].variant),
+        [conditioning],
+        generation.initial_latents(conditioning, SEED),
+        make_times(1, 3.5),
+        _guidance(),
+        lambda _: None,
     )
-    wan: Any = modules[0]
-    vae.decode(wan, latents[0].view(*conditioning.target_grid, -1))
+    vae.decode(parts.vae(), latents[0].view(*conditioning.target_grid, -1))
     what = cases[0].task if len(cases) == 1 else "all tasks"
-    return MemoryRow(what, _mib(weights), _mib(_peak() - start))
+    return MemoryRow(what, _mib(parts.nbytes()), _mib(_peak() - start))
 
 
 @torch.no_grad()
@@ -483,7 +356,7 @@ def _tiling_psnr(setting: Setting) -> float:
 
 def _large_latents() -> Tensor:
     """A frame of 1024 x 1024 pixels."""
-    return torch.randn(1, 64, 64, 48, generator=torch.Generator().manual_seed(SEED))
+    return torch.randn(1, 64, 64, 48, generator=torch.Generator().manualseed(SEED))
 
 
 def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -563,7 +436,7 @@ def _request(setting: Setting, case: Case) -> dict[str, Any]:
         **running.output_fields(str(setting.sources / "out")),
     }
     if TASKS[case.task].source is not None:
-        request[f"{TASKS[case.task].source}_path"] = _source_file(setting, case)
+        request[f"{TASKS[case.task].source}_path"] = source_file(setting, case)
     return request
 
 
@@ -627,24 +500,18 @@ def _compare_answer(setting: Setting, url: str) -> float:
     got = answer.json()["output_ids"]
 
     files, variant = setting.files, setting.files.variants()[-1]
-    task = TASKS["x2t_image"]
-    tower = loaders.load_vision(
-        files, variant, "checkpoint", dtype=torch.float32, device=setting.device
+    features, grid = see(
+        Parts(setting, ["t2i"]).vision(variant),
+        [sources.read_image(str(image))],
+        "image_256res",
+        setting.device,
     )
-    patches, grid = visual_input.vit_patches(
-        [sources.read_image(str(image))], "image_256res", tower.config
-    )
-    merge = tower.config.spatial_merge_size
     tokenizer = loaders.load_tokenizer(files.folder(variant))
-    splits = pack_answer(
-        tokenize_prompt(tokenizer, task.system_prompt, question),
-        (grid[0], grid[1] // merge, grid[2] // merge),
-    )
+    instruction = TASKS["x2t_image"].system_prompt
+    splits = pack_answer(tokenize_prompt(tokenizer, instruction, question), grid)
     model = _reference(setting, variant)
-    model.language_model.lm_head.weight.data = model.language_model.lm_head.weight[
-        : len(tokenizer)
-    ]
-    features = tower(patches.to(setting.device), grid)
+    head = model.language_model.lm_head
+    head.weight.data = head.weight[: len(tokenizer)]
     start = time.perf_counter()
     want = reference.answer(model, splits, features, ANSWER_TOKENS)
     seconds = time.perf_counter() - start

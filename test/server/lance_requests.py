@@ -2,6 +2,7 @@
 """The golden cases of Lance as requests, and the comparison of what comes back."""
 
 import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,19 @@ def write_video(frames: Sequence[Image.Image], file: Path, fps: int = 12) -> Pat
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode())
     return file
+
+
+def video_bytes(num_frames: int) -> bytes:
+    """A small black video."""
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        track = container.add_stream("mpeg4", rate=24)
+        track.width, track.height = 32, 32
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), "uint8"), "rgb24")
+        for _ in range(num_frames):
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return stream.getvalue()
 
 
 def data_url(file: Path) -> str:
