@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FP8 weights: which, how much smaller, and what they cost, measured on golden data.
+"""FP8 weights and bfloat16: which weights, and what they cost on golden data.
 
 The weights are random. What FP8 does to a picture of the released weights is not
 measured here; others have seen 8-bit formats damage details.
@@ -53,17 +53,28 @@ def test_signal_to_noise_of_each_weight(lance):
     assert max(quality.values()) < 40
 
 
-@pytest.mark.parametrize("name", ["t2i", "image_edit"])
-def test_loss_of_velocities_and_pictures(name, transformer, lance):
+# dtype, weights -> least dB of a velocity and of the picture. A bfloat16 product keeps
+# about 48 dB and an FP8 weight about 32; layers add up, guidance amplifies.
+LOSSES = {
+    (torch.bfloat16, "released"): (30, 30),
+    (torch.float32, "fp8"): (20, 20),
+    (torch.bfloat16, "fp8"): (20, 20),
+}
+
+
+@pytest.mark.parametrize("setting", list(LOSSES), ids=str)
+@pytest.mark.parametrize("name", ["t2i", "t2i_channel_renorm", "image_edit"])
+def test_loss_of_velocities_and_pictures(name, setting, lance):
+    dtype, weight_format = setting
+    transformer = loaders.load_transformer(
+        lance.files, "Lance_3B", dtype=dtype, device=CPU, weight_format=weight_format
+    )
     case = lance.case(name)
     conditioning = lance.conditioning(case)
     noise = generation.initial_latents(conditioning, case.json["sampling"]["seed"])
     [branch, _] = generation.make_branches(transformer, [conditioning], CPU)
-    time = torch.ones(noise.shape[1])
     with torch.no_grad():
-        velocity = transformer.velocity(noise, time, *branch)[0]
-    # A weight keeps about 32 dB; layers add up.
-    assert decibels(velocity, case.tensor("step0.v_cond")) > 20
+        velocity = transformer.velocity(noise, torch.ones(noise.shape[1]), *branch)[0]
     latents = generation.denoise(
         transformer,
         [conditioning],
@@ -78,7 +89,7 @@ def test_loss_of_velocities_and_pictures(name, transformer, lance):
     with torch.no_grad():
         got, want = (vae.decode(wan, x.view(grid)) for x in (latents[0], last))
     error = (got - want).div(2).square().mean().item()
-    print(
-        name, decibels(velocity, case.tensor("step0.v_cond")), -10 * math.log10(error)
-    )
-    assert -10 * math.log10(error) > 20  # guidance amplifies the loss
+    found = decibels(velocity, case.tensor("step0.v_cond")), -10 * math.log10(error)
+    print(f"{name} {setting}: velocity {found[0]:.1f} dB, picture {found[1]:.1f} dB")
+    assert found[0] > LOSSES[setting][0]
+    assert found[1] > LOSSES[setting][1]

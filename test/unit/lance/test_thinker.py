@@ -3,7 +3,10 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,7 +16,7 @@ from sglang_ext_gen.errors import CheckpointError, RequestError
 from sglang_ext_gen.models.lance.loaders import load_tokenizer
 from sglang_ext_gen.models.lance.packing import SpecialTokens
 from sglang_ext_gen.models.lance.thinker import prompt, weights
-from sglang_ext_gen.models.lance.thinker.view import make_view
+from sglang_ext_gen.models.lance.thinker.view import make_view, prepare_arguments
 from sglang_ext_gen.weights.layout import TensorSpec
 
 
@@ -115,6 +118,27 @@ class TestView:
     def test_root_is_the_video_variant_as_in_the_official_script(self, lance):
         weights_file = make_view(lance.path) / "model.safetensors"
         assert weights_file.resolve().parent.name == "Lance_3B_Video"
+
+    def test_hugging_face_id_is_the_downloaded_release(
+        self, lance, tmp_path, monkeypatch
+    ):
+        repository = tmp_path / "models--bytedance-research--Lance"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("a" * 40)
+        snapshot = repository / "snapshots" / ("a" * 40)
+        shutil.copytree(lance.path, snapshot)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        arguments = SimpleNamespace(
+            model_path="bytedance-research/Lance",
+            revision=None,
+            download_dir=str(tmp_path),
+            served_model_name=None,
+            chunked_prefill_size=None,
+        )
+        prepare_arguments(arguments)
+        weights_file = Path(arguments.model_path) / "model.safetensors"
+        assert weights_file.resolve() == snapshot / "Lance_3B_Video/model.safetensors"
+        assert arguments.served_model_name == "bytedance-research/Lance"
 
     def test_incomplete_checkpoint_is_refused(self, lance, tmp_path):
         shutil.copytree(lance.path, tmp_path / "lance")

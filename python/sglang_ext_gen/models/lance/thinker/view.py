@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance.layout import (
     LanceFiles,
@@ -28,6 +30,8 @@ from sglang_ext_gen.models.lance.weights import VISION_FILE, VISION_FOLDER
 from sglang_ext_gen.weights.layout import read_json, read_tensors
 
 logger = logging.getLogger(__name__)
+
+HUB_ID = "bytedance-research/Lance"
 
 _TOKENIZER_PATTERNS = ("tokenizer*", "vocab.json", "merges.txt")
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
@@ -58,6 +62,15 @@ def prepare_arguments(server_args: Any) -> None:
         CheckpointError: The checkpoint is incomplete; names what is missing.
     """
     path = Path(server_args.model_path)
+    if server_args.model_path.lower() == HUB_ID.lower():
+        # SGLang would look for a config.json of the whole repository.
+        path = Path(
+            snapshot_download(
+                server_args.model_path,
+                revision=server_args.revision,
+                cache_dir=server_args.download_dir,
+            )
+        )
     if not path.is_dir() or not recognises(path):
         return
     view = make_view(path)
