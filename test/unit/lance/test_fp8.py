@@ -53,12 +53,12 @@ def test_signal_to_noise_of_each_weight(lance):
     assert max(quality.values()) < 40
 
 
-# dtype, weights -> least dB of a velocity and of the picture. A bfloat16 product keeps
-# about 48 dB and an FP8 weight about 32; layers add up, guidance amplifies.
+# dtype, weights -> least dB of a velocity and of the picture; measured: 43 and 52 to 61
+# with bfloat16, 31 and 48 with FP8. The two layers here add up less than 36 do.
 LOSSES = {
-    (torch.bfloat16, "released"): (30, 30),
-    (torch.float32, "fp8"): (20, 20),
-    (torch.bfloat16, "fp8"): (20, 20),
+    (torch.bfloat16, "released"): (40, 48),
+    (torch.float32, "fp8"): (28, 44),
+    (torch.bfloat16, "fp8"): (28, 44),
 }
 
 
