@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -252,29 +252,40 @@ def _measure_step(setting: Setting, case: Case) -> StepRow:
 
     medians = _in_turns(
         setting,
-        [prefix, reference_prefix, step, reference_step, lambda: step(prefix())],
+        {
+            "prefix_ms": prefix,
+            "reference_prefix_ms": reference_prefix,
+            "step_ms": step,
+            "reference_step_ms": reference_step,
+            "step_without_reuse_ms": lambda: step(prefix()),
+        },
     )
     return StepRow(
-        case.task,
-        noise.shape[1],
-        branches[0][1].length,
-        *medians,
-        error,
+        task=case.task,
+        tokens=noise.shape[1],
+        prefix_tokens=branches[0][1].length,
+        error=error,
+        **medians,
     )
 
 
-def _in_turns(setting: Setting, calls: Sequence[Callable[[], Any]]) -> list[float]:
+def _in_turns(
+    setting: Setting, calls: Mapping[str, Callable[[], Any]]
+) -> dict[str, float]:
     """Median milliseconds of each call; all take turns, so noise hits all alike."""
-    times: list[list[float]] = [[] for _ in calls]
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(setting.repeats + 1):
-        for call, seconds in zip(calls, times, strict=True):
+        for name, call in calls.items():
             start = time.perf_counter()
             call()
             if setting.device.type == "cuda":
                 torch.cuda.synchronize()
             if turn > 0:
-                seconds.append(time.perf_counter() - start)
-    return [round(1000 * statistics.median(seconds), 2) for seconds in times]
+                times[name].append(time.perf_counter() - start)
+    return {
+        name: round(1000 * statistics.median(seconds), 2)
+        for name, seconds in times.items()
+    }
 
 
 def _reference(setting: Setting, variant: Variant) -> reference.ReferenceLance:
@@ -356,7 +367,7 @@ def _tiling_psnr(setting: Setting) -> float:
 
 def _large_latents() -> Tensor:
     """A frame of 1024 x 1024 pixels."""
-    return torch.randn(1, 64, 64, 48, generator=torch.Generator().manualseed(SEED))
+    return torch.randn(1, 64, 64, 48, generator=torch.Generator().manual_seed(SEED))
 
 
 def _in_child(function: Callable[..., Any], *arguments: Any) -> Any:

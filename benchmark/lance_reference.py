@@ -13,6 +13,7 @@ formulas.
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -66,7 +67,7 @@ class ReferenceLayer(nn.Module):
         super().__init__()
         width, heads = config.hidden_size, config.num_attention_heads
         self.head_dim = width // heads
-        keys = config.num_key_value_heads * self.head_dim
+        keys = (config.num_key_value_heads or heads) * self.head_dim
         self.self_attn = nn.Module()
         for suffix in (PLAIN, GENERATION):
             for name, rows in (("q", width), ("k", keys), ("v", keys)):
@@ -124,28 +125,39 @@ class ReferenceLayer(nn.Module):
         return out
 
 
+class _Core(nn.Module):
+    """What the checkpoint calls ``language_model.model``."""
+
+    def __init__(self, config: Qwen2_5_VLTextConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            ReferenceLayer(config) for _ in range(config.num_hidden_layers)
+        )
+        for suffix in (PLAIN, GENERATION):
+            norm = Qwen2_5_VLRMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.add_module(f"norm{suffix}", norm)
+
+
+class _Language(nn.Module):
+    def __init__(self, config: Qwen2_5_VLTextConfig) -> None:
+        super().__init__()
+        self.model = _Core(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
 class ReferenceLance(nn.Module):
     """The decoder with its head, filled from ``model.safetensors``."""
 
     def __init__(self, config: Qwen2_5_VLTextConfig) -> None:
         super().__init__()
         self.config = config
-        layers = [ReferenceLayer(config) for _ in range(config.num_hidden_layers)]
-        model = nn.Module()
-        model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        model.layers = nn.ModuleList(layers)
-        for suffix in (PLAIN, GENERATION):
-            norm = Qwen2_5_VLRMSNorm(config.hidden_size, config.rms_norm_eps)
-            model.add_module(f"norm{suffix}", norm)
-        self.language_model = nn.Module()
-        self.language_model.model = model
-        self.language_model.lm_head = nn.Linear(
-            config.hidden_size, config.vocab_size, bias=False
-        )
+        self.language_model = _Language(config)
         self.time_embedder = LanceTimeEmbedder(config.hidden_size)
         self.vae2llm = nn.Linear(LATENT_CHANNELS, config.hidden_size)
         self.llm2vae = nn.Linear(config.hidden_size, LATENT_CHANNELS)
-        self.rotary = Qwen2_5_VLRotaryEmbedding(config)
+        text_config: Any = config  # annotated with the config of the whole model
+        self.rotary = Qwen2_5_VLRotaryEmbedding(text_config)
 
     @classmethod
     def load(cls, folder: Path, values: dict, device: torch.device) -> "ReferenceLance":
@@ -300,7 +312,7 @@ class ReferenceVision(nn.Module):
         config._attn_implementation = "sdpa"
         self.tower = Qwen2_5_VisionTransformerPretrainedModel(config)
         self.tower.load_state_dict(load_file(file), strict=True)
-        self.tower.to(device).requires_grad_(False).eval()
+        nn.Module.to(self.tower, device).requires_grad_(False).eval()
 
     @torch.no_grad()
     def forward(self, patches: Tensor, grid: Grid) -> Tensor:

@@ -33,7 +33,7 @@ def write_video(frames: Sequence[Image.Image], file: Path, fps: int = 12) -> Pat
     """Encode frames without any loss (H.264, RGB)."""
     with av.open(str(file), "w") as container:
         options = {"qp": "0", "preset": "ultrafast"}
-        stream = container.add_stream("libx264rgb", rate=fps, options=options)
+        stream: Any = container.add_stream("libx264rgb", rate=fps, options=options)
         stream.width, stream.height = frames[0].size
         stream.pix_fmt = "rgb24"
         for frame in frames:

@@ -54,6 +54,7 @@ def test_chat_gives_the_official_tokens_and_positions(name, lance, tokenizer):
     assert torch.equal(got, case.tensor("input_ids"))
     positions = torch.cat([split.position_ids for split in expanded.splits], dim=1)
     assert torch.equal(positions, case.tensor("position_ids")[:, : len(got)])
+    assert expanded.offsets is not None
     first, last = expanded.offsets
     special = SpecialTokens.from_tokenizer(tokenizer)
     assert [int(got[first]), int(got[last])] == [

@@ -42,6 +42,18 @@ class LanceThinkerConfig(Qwen2Config):
         self.vision_weights = vision_weights
         self.stored_vocab_size = stored_vocab_size
 
+    @property
+    def rope(self) -> dict[str, Any]:
+        """Theta and sections of the three-axis rotation."""
+        parameters: Any = self.rope_parameters
+        return dict(parameters)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads; Transformers allows None in between."""
+        assert self.num_key_value_heads is not None, "llm_config.json states it"
+        return self.num_key_value_heads
+
 
 class LanceTokenizerHolder:
     """What SGLang expects of a Hugging Face processor: something with a tokenizer."""
@@ -61,6 +73,8 @@ def register_config() -> None:
     """Make SGLang and Transformers know this config; repeating it changes nothing."""
     _CONFIG_REGISTRY[MODEL_TYPE] = LanceThinkerConfig
     AutoConfig.register(MODEL_TYPE, LanceThinkerConfig, exist_ok=True)
-    register_customized_processor(LanceTokenizerHolder)(LanceThinkerConfig)
+    holder: Any = LanceTokenizerHolder  # annotated with Transformers' own classes
+    config: Any = LanceThinkerConfig
+    register_customized_processor(holder)(config)
     if ARCHITECTURE not in model_config.multimodal_model_archs:
         model_config.multimodal_model_archs.append(ARCHITECTURE)

@@ -52,11 +52,11 @@ class LanceThinkerAttention(Qwen2Attention):
         quant_config: QuantizationConfig | None,
         prefix: str,
     ) -> None:
-        rope = dict(config.rope_parameters)
+        rope = config.rope
         super().__init__(
             hidden_size=config.hidden_size,
             num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
+            num_kv_heads=config.num_kv_heads,
             layer_id=layer_id,
             rope_theta=rope["rope_theta"],
             rope_scaling=rope,
@@ -165,8 +165,10 @@ class LanceForConditionalGeneration(nn.Module):
 
     def _embed_block(self, item: MultimodalDataItem) -> Tensor:
         device = self.visual.patch_embed.proj.weight.device
-        data = item.model_specific_data
-        features = self.visual(item.feature.to(device), tuple(data[GRID]))
+        data: dict[str, Any] = item.model_specific_data
+        patches = item.feature
+        assert isinstance(patches, Tensor), "made by our processor"
+        features = self.visual(patches.to(device), tuple(data[GRID]))
         markers = torch.tensor(data[MARKERS], device=device)
         edges = self.model.embed_tokens(markers).to(features.dtype)
         return torch.cat([edges[:1], features, edges[1:]])
@@ -217,10 +219,10 @@ def _released_config(config: LanceThinkerConfig) -> LanceTransformerConfig:
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
+        num_key_value_heads=config.num_kv_heads,
         rms_norm_eps=config.rms_norm_eps,
-        rope_theta=config.rope_parameters["rope_theta"],
-        mrope_section=tuple(config.rope_parameters["mrope_section"]),
+        rope_theta=config.rope["rope_theta"],
+        mrope_section=tuple(config.rope["mrope_section"]),
     )
 
 
