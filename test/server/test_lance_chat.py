@@ -222,7 +222,7 @@ def bad_messages(image: str) -> dict[str, tuple[list[dict[str, Any]], str]]:
         ),
         "broken video": (user(medium("video", noise), ask), "not a readable video"),
         "cut video": (
-            user(medium("video", video_url(video_bytes(24)[:1500])), ask),
+            user(medium("video", video_url(video_bytes(24)[:500])), ask),
             "not a readable video",
         ),
         "video of 0 frames": (
@@ -233,7 +233,6 @@ def bad_messages(image: str) -> dict[str, tuple[list[dict[str, Any]], str]]:
             user(medium("video", video_url(video_bytes(10_000))), ask),
             "10000 frames, at most 3600",
         ),
-        "a picture as video": (user(medium("video", image), ask), ""),
         "two pictures": (user(picture, picture, ask), "2 media given"),
         "private url": (
             user(medium("image", "http://127.0.0.1:1/a.png"), ask),
