@@ -421,7 +421,7 @@ def _measure_tasks(setting: Setting, _: argparse.Namespace) -> list[dict[str, An
     requests = [_request(setting, case) for case in setting.cases]
     rows = []
     with running.started_generator(
-        family, str(setting.path), {}, precision, requests
+        family, str(setting.path), {}, precision
     ) as generator:
         for case, request in zip(setting.cases, requests, strict=True):
             running.run_request(generator, request)  # warms up
