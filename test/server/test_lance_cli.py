@@ -80,14 +80,15 @@ def test_an_edit_equals_the_official_one_and_loads_what_it_needs(run, golden, tm
     assert "Lance_3B_Video/: loaded" not in done.stderr
 
 
-def test_a_video_edit_has_the_official_frames_and_its_own_weights(
+def test_a_video_edit_with_every_loading_option_is_close_to_the_official_one(
     run, golden, tmp_path
 ):
     video = write_source_video(golden, tmp_path / "in.mp4")
     fields = request_of(golden, "video_edit", video)
     done = run(
         *("generate", str(golden.path / "checkpoint"), *flags_of(fields)),
-        *("--tasks", "video_edit", "--precision", "float32", "--json"),
+        *("--tasks", "video_edit", "--weight-format", "fp8", "--vae-tiling", "on"),
+        *("--precision", "float32", "--json"),
         *("--output", str(tmp_path / "edit.mp4")),
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -106,6 +107,7 @@ def test_a_video_edit_has_the_official_frames_and_its_own_weights(
     assert correlation > 0.9, correlation
     assert "Lance_3B_Video/: loaded" in done.stderr
     assert "Lance_3B/: loaded" not in done.stderr
+    assert "16 FP8 linears, mode resident" in done.stderr  # 2 layers, 2 sets, 4 each
 
 
 def test_a_malicious_vae_is_refused_and_not_run(run, golden, tmp_path):
