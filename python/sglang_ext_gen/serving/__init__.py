@@ -11,6 +11,7 @@ is refused early, in OpenAI's error format, or it means exactly what it says.
     images.py        JSON object -> checked fields of an image request
     replies.py       refusals and failures in OpenAI's error format
     routes.py        the middleware that ties them together, and its installation
+    child_server.py  a server as a child process that cannot outlive its parent
 
 Nothing here imports torch or SGLang.
 """
