@@ -6,6 +6,7 @@ in the worker. Imports neither torch nor SGLang.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 
 from PIL import Image, UnidentifiedImageError
@@ -60,18 +61,27 @@ def read_reference(path: str, name: str = "the picture") -> Image.Image:
     if (size := os.path.getsize(path)) > MAX_FILE_BYTES:
         raise RequestError(FIELD, f"{name} has {size} bytes, at most {MAX_FILE_BYTES}")
     try:
-        # Opening reads the header only: the size is known before any pixel.
-        with Image.open(path) as image:
+        # Opening reads the header only: the size is known before any pixel, and
+        # checked below, so Pillow need not warn of it.
+        with _opened(path) as image:
             _check_size(name, *image.size)
             if getattr(image, "n_frames", 1) > 1:  # only some formats have frames
                 raise RequestError(FIELD, f"{name} is animated; send a still picture")
             return image.convert("RGB")
     except RequestError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise RequestError(FIELD, f"{name} has over {MAX_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:
         raise RequestError(FIELD, f"{name} is no picture that can be read") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise RequestError(FIELD, f"{name} is damaged: {error}") from error
+
+
+def _opened(path: str) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
 
 
 def _check_size(name: str, width: int, height: int) -> None:

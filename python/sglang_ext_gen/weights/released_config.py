@@ -91,9 +91,7 @@ def require_values(
     """
     for key, want in wanted.items():
         if values.get(key, want) != want:
-            raise ConfigError(
-                f"{where}: {key} is {values[key]!r}, expected {want!r}"
-            )
+            raise ConfigError(f"{where}: {key} is {values[key]!r}, expected {want!r}")
 
 
 def _checked(value: Any, kind: Any, where: str) -> Any:

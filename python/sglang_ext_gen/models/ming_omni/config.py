@@ -252,9 +252,7 @@ class SchedulerConfig:
             **values,
         }
         require_values(flat, _SCHEDULER_FIXED, where)
-        return read_fields(
-            cls, flat, where, {*_SCHEDULER_FIXED, *_SCHEDULER_IGNORED}
-        )
+        return read_fields(cls, flat, where, {*_SCHEDULER_FIXED, *_SCHEDULER_IGNORED})
 
 
 @dataclass(frozen=True)
@@ -289,9 +287,7 @@ class GlyphConfig:
             ConfigError: A key is unknown or missing, or asks for what we do not have.
         """
         refuse_unknown_keys(values, _GLYPH_KEYS, where)
-        require_values(
-            values, {"byt5_mapper_type": "T5EncoderBlockByT5Mapper"}, where
-        )
+        require_values(values, {"byt5_mapper_type": "T5EncoderBlockByT5Mapper"}, where)
         byt5 = glyph_section(values, where)
         mapper = require_object(values, "byt5_mapper_config", where)
         refuse_unknown_keys(mapper, ("num_layers", "sdxl_channels"), where)

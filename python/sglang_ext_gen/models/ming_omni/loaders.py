@@ -41,9 +41,6 @@ from sglang_ext_gen.weights.load import load_weights
 from sglang_ext_gen.weights.pickles import convert_pickle, load_pickle
 
 
-
-
-
 def load_condition_encoder(
     files: MingFiles, *, dtype: torch.dtype, device: torch.device | str
 ) -> ConditionEncoder:

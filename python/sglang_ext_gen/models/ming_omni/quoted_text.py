@@ -6,11 +6,11 @@ empty last span means no text, and two apostrophes of plain English may count as
 """
 
 import re
-from dataclasses import dataclass
 
-# In the order of the official list, whose last element is used.
-_PATTERNS = ('"(.*?)"', "‘(.*?)’", "“(.*?)”")
-_OPENING = ('"', "‘", "“")
+# Straight quotes, single and double curly ones, in the order of the official list,
+# whose last element is used.
+_PATTERNS = ('"(.*?)"', "\u2018(.*?)\u2019", "\u201c(.*?)\u201d")
+_OPENING = ('"', "\u2018", "\u201c")
 _REMOVAL = ("remove", "delete", "erase")
 # Longest span between apostrophes that counts as quoted; a Chinese character is 3.
 _MAX_APOSTROPHE_SPAN = 20

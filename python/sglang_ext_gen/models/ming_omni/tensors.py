@@ -107,7 +107,9 @@ def glyph_mapper_specs(config: GlyphConfig) -> Iterator[TensorSpec]:
     yield TensorSpec("final_layer_norm.weight", (config.width,))
 
 
-def _t5_block(name: str, config: GlyphConfig, *, has_bias: bool) -> Iterator[TensorSpec]:
+def _t5_block(
+    name: str, config: GlyphConfig, *, has_bias: bool
+) -> Iterator[TensorSpec]:
     t5 = config.t5
     hidden, heads, inner = t5["d_model"], t5["num_heads"], t5["d_ff"]
     attention, width = f"{name}.layer.0.SelfAttention", heads * t5["d_kv"]
@@ -116,7 +118,9 @@ def _t5_block(name: str, config: GlyphConfig, *, has_bias: bool) -> Iterator[Ten
     yield TensorSpec(f"{attention}.o.weight", (hidden, width))
     if has_bias:
         buckets = t5["relative_attention_num_buckets"]
-        yield TensorSpec(f"{attention}.relative_attention_bias.weight", (buckets, heads))
+        yield TensorSpec(
+            f"{attention}.relative_attention_bias.weight", (buckets, heads)
+        )
     yield TensorSpec(f"{name}.layer.0.layer_norm.weight", (hidden,))
     feed_forward = f"{name}.layer.1.DenseReluDense"
     yield TensorSpec(f"{feed_forward}.wi_0.weight", (inner, hidden))

@@ -38,9 +38,7 @@ CONNECTOR_RULES: tuple[Rule, ...] = (
         ),
         "layers.{i}.mlp.gate_up_proj.weight",
     ),
-    Rename(
-        "model.layers.{i}.mlp.down_proj.weight", "layers.{i}.mlp.down_proj.weight"
-    ),
+    Rename("model.layers.{i}.mlp.down_proj.weight", "layers.{i}.mlp.down_proj.weight"),
     Rename(
         "model.layers.{i}.input_layernorm.weight", "layers.{i}.input_layernorm.weight"
     ),
