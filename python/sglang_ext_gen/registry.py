@@ -43,6 +43,8 @@ class ModelFamily:
         fp8_quality: Function from a local directory to pairs of a weight's name and
             its signal-to-noise ratio in dB as FP8; None where weights are not
             quantised at load.
+        demo_chat: Context manager from a tiny checkpoint to load options for the demo
+            and a function from a picture to a chat about it; None without a chat.
         convert: Function from a local directory to the safetensors files that it wrote
             from the checkpoint's pickles; None where there are none.
     """
@@ -62,6 +64,7 @@ class ModelFamily:
     hf_model_paths: tuple[str, ...]
     http_routes: tuple[str, ...]
     fp8_quality: str | None = None
+    demo_chat: str | None = None
     convert: str | None = None
 
     @property
@@ -123,6 +126,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         demo_requests=f"{_MING_OMNI}.demo:demo_requests",
         hf_model_paths=("inclusionAI/Ming-flash-omni-2.0",),
         http_routes=("/v1/images/generations", "/v1/images/edits"),
+        demo_chat=f"{_MING_OMNI}.demo:demo_chat",
         convert=f"{_MING_OMNI}.loaders:convert",
     ),
     ModelFamily(

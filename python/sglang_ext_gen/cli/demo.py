@@ -2,6 +2,7 @@
 """``sglang-ext-gen demo``: a tiny checkpoint, a real run, a picture, the times."""
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,24 @@ def main(argv: list[str]) -> int:
     checkpoint = _checkpoint(family, arguments.output / f"{family.name}-tiny")
     sglang_arguments += flags.precision_arguments(_precision())
     lines = []
-    with running.started_generator(
-        family, str(checkpoint), {}, sglang_arguments
-    ) as generator:
+    with ExitStack() as stack:
+        options, chat = {}, None
+        if family.demo_chat is not None:
+            options, chat = stack.enter_context(resolve(family.demo_chat)(checkpoint))
+        generator = stack.enter_context(
+            running.started_generator(
+                family, str(checkpoint), options, sglang_arguments
+            )
+        )
         for number, request in enumerate(requests, start=1):
             target = arguments.output / f"{family.name}-{number}.png"
             fields = {**request, **running.output_fields(str(target))}
+            if "image_path" in fields:  # an earlier picture of the demo
+                fields["image_path"] = str(arguments.output / fields["image_path"])
             description = running.describe(running.run_request(generator, fields))
             lines.append(running.report(description))
+            if chat is not None and number == 1:
+                lines.append(f"  {chat(target)}")
     print("\n".join(lines))
     return 0
 

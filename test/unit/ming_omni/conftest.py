@@ -61,7 +61,7 @@ def diffusion_runtime(omni_golden: Golden) -> Iterator[Any]:
         backend="sglang",
         dit_precision="fp32",
         vae_precision="fp32",
-        text_encoder_precisions=("fp32", "fp32"),
+        text_encoder_precisions=("fp32",),
         # Nothing is asked of it here.
         thinker_url="http://127.0.0.1:9",
     )

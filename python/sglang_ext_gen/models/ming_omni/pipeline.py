@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Components and stage order of Ming's image generator on SGLang's diffusion runtime.
 
-Components: ``text_encoder`` (connector and projections), ``text_encoder_2`` (the glyph
+Components: ``text_encoder`` (connector and projections), ``glyph_encoder`` (the glyph
 encoder, where there is one), ``transformer``, ``vae``. The thinker is a server: the
 first rank starts it before it loads its own weights, and waits for it behind them.
 """
 
-import atexit
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from sglang_ext_gen.weights.component_loader import LIBRARY
 
 _CLASSES = {
     "text_encoder": "ConditionEncoder",
-    "text_encoder_2": "GlyphEncoder",
+    "glyph_encoder": "GlyphEncoder",
     "transformer": "ZImageTransformer",
     "vae": "AutoencoderKL",
 }
@@ -59,7 +59,7 @@ class MingOmniImagePipeline(ComposedPipelineBase):
     _required_config_modules = list(_CLASSES)  # noqa: RUF012  (copied per instance)
     component_loaders = {  # noqa: RUF012  (SGLang declares it so)
         "text_encoder": MingConditionEncoderLoader,
-        "text_encoder_2": MingGlyphEncoderLoader,
+        "glyph_encoder": MingGlyphEncoderLoader,
         "transformer": MingTransformerLoader,
         "vae": MingAutoencoderLoader,
     }
@@ -82,7 +82,7 @@ class MingOmniImagePipeline(ComposedPipelineBase):
                 f"{len(self.files.vae.block_out_channels)} stages, expected 4"
             )
         fit_sequence_exchange(self.files.transformer.n_heads, server_args)
-        name = "text_encoder_2"
+        name = "glyph_encoder"
         if not self.files.has_glyphs and name in self._required_config_modules:
             self._required_config_modules.remove(name)
         if get_world_group().is_first_rank:
@@ -139,7 +139,7 @@ class MingOmniImagePipeline(ComposedPipelineBase):
         if not self.files.has_glyphs:
             return None
         tokenizer = load_glyph_tokenizer(self.files.byt5, self.files.glyphs)
-        return self.get_module("text_encoder_2"), tokenizer
+        return self.get_module("glyph_encoder"), tokenizer
 
     def _client(self, server_args: ServerArgs) -> ThinkerClient | None:
         if self.thinkers is None:
@@ -159,5 +159,6 @@ def _find_thinkers(
         return RunningThinkers(urls)
     thinker = OwnThinker(model_path, config.arguments(), config.thinker_devices)
     # The kernel ends it with this process, however that ends; this is the good order.
-    atexit.register(thinker.stop)
+    # (A worker of multiprocessing leaves atexit out.)
+    Finalize(None, thinker.stop, exitpriority=0)
     return thinker

@@ -42,7 +42,7 @@ class MingImagePipelineConfig(ImagePipelineConfig):
     native_only_components: tuple[str, ...] = (
         "transformer",
         "text_encoder",
-        "text_encoder_2",
+        "glyph_encoder",
         "vae",
     )
     task_type: ModelTaskType = ModelTaskType.T2I
@@ -53,8 +53,8 @@ class MingImagePipelineConfig(ImagePipelineConfig):
     should_use_guidance: bool = False
     dit_precision: str = "bf16"
     vae_precision: str = "bf16"
-    # Condition encoder and glyph encoder.
-    text_encoder_precisions: tuple[str, ...] = ("bf16", "bf16")
+    # Condition encoder and glyph encoder, both.
+    text_encoder_precisions: tuple[str, ...] = ("bf16",)
     # Noise is always drawn on the CPU: the same seed gives the same picture
     # on any device.
     generator_device: str | None = "cpu"

@@ -125,7 +125,7 @@ class MingConditioningStage(PipelineStage):
         name = self._component_stage_name(stage_name)
         used = ["text_encoder", "vae"]
         if self.glyphs is not None:
-            used.append("text_encoder_2")
+            used.append("glyph_encoder")
         return [ComponentUse(name, component, phase=component) for component in used]
 
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
@@ -153,13 +153,12 @@ class MingConditioningStage(PipelineStage):
             for batch in batches
             for prompt in _prompts(batch)
         ]
-        states = dict(
-            zip(
-                (request.key for request in wanted),
-                self._fetch(wanted),
-                strict=True,
-            )
-        )
+        start = time.perf_counter()
+        answers = self._fetch(wanted)
+        for batch in batches:
+            # Apart from the stage that it is in: it is another server's time.
+            batch.metrics.record_stage("thinker", time.perf_counter() - start)
+        states = {r.key: answer for r, answer in zip(wanted, answers, strict=True)}
         made: dict[Hashable, MingConditioning] = {}
         for batch in batches:
             key = (_references(batch), *_prompts(batch), batch.byt5_text, *_size(batch))
@@ -231,7 +230,7 @@ class MingConditioningStage(PipelineStage):
         device = get_local_torch_device()
         ids, mask = byt5.tokenize(tokenizer, text, module.config.max_length)
         with self.use_declared_component(
-            component_name="text_encoder_2", phase="text_encoder_2", module=module
+            component_name="glyph_encoder", phase="glyph_encoder", module=module
         ) as encoder:
             return encoder(ids.to(device), mask.to(device))[0]
 
