@@ -5,6 +5,10 @@ Two golden sets of different dimensions: one with random query states, one with 
 a thinker. Tolerances are the golden files' suggestions.
 """
 
+import os
+import pickle
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,8 @@ import torch
 from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
 
 from conftest import Golden
+from sglang_ext_gen.cli import convert
+from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ming_omni import byt5, connector, loaders, schedule
 from sglang_ext_gen.models.ming_omni.dit import ZImageTransformer
 from sglang_ext_gen.models.ming_omni.layout import MingFiles
@@ -240,3 +246,47 @@ def test_vae_in_both_directions(files, drawing_golden):
             decoded = vae.decode(raw)
         want = drawing_golden.tensor(f"{case}.image_raw")
         torch.testing.assert_close(decoded, want, atol=1e-4, rtol=1e-4)
+
+
+def test_convert_command_writes_what_the_loader_prefers(omni_files, tmp_path, capsys):
+    copy = Path(shutil.copytree(omni_files.root, tmp_path / "copy"))
+    assert convert.main([str(copy)]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert {path.name for path in written} == {
+        "byt5_model.safetensors",
+        "byt5_mapper.safetensors",
+    }
+    expected = loaders.load_glyph_encoder(omni_files, **FLOAT32)
+    assert expected is not None
+    for pickled in (copy / "byt5").rglob("*.pt"):
+        pickled.unlink()
+    found = loaders.load_glyph_encoder(MingFiles(copy), **FLOAT32)
+    assert found is not None
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name]), name
+
+
+def test_malicious_pickle_stops_the_load(omni_files, tmp_path):
+    copy = Path(shutil.copytree(omni_files.root, tmp_path / "copy"))
+    trace = tmp_path / "executed"
+    file = copy / "byt5" / "byt5_model" / "byt5_model.pt"
+    file.write_bytes(pickle.dumps(Malicious(trace)))
+    with pytest.raises(CheckpointError, match="is refused"):
+        loaders.load_glyph_encoder(MingFiles(copy), **FLOAT32)
+    assert not trace.exists()
+
+
+class Malicious:
+    """Unpickled carelessly, it leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_checkpoint_without_lettering_loads(omni_files, tmp_path):
+    copy = Path(shutil.copytree(omni_files.root, tmp_path / "copy"))
+    shutil.rmtree(copy / "byt5")
+    assert loaders.load_glyph_encoder(MingFiles(copy), **FLOAT32) is None

@@ -90,7 +90,7 @@ def serving(
 
 
 def client(*urls: str, timeout_s: float = 20.0) -> ThinkerClient:
-    return ThinkerClient(RunningThinkers(urls), EXPECTED, timeout_s)
+    return ThinkerClient(RunningThinkers(urls, timeout_s), EXPECTED, timeout_s)
 
 
 def fetch(url: str, prompt: str = "a cat") -> Any:
@@ -234,19 +234,18 @@ def test_all_reasons_are_told_when_none_answers():
 class TestStart:
     def test_a_thinker_is_accepted(self):
         with serving(lambda body: (200, states())) as thinker:
-            RunningThinkers([thinker.url]).wait_until_ready()
+            RunningThinkers([thinker.url], 20).wait_until_ready()
 
     @pytest.mark.parametrize("found", [["Qwen3ForCausalLM"], None, [], "text"])
     def test_another_model_is_refused(self, found):
         with serving(lambda body: (200, states()), found) as thinker:
             with pytest.raises(ThinkerError, match="expected a Ming thinker"):
-                RunningThinkers([thinker.url]).wait_until_ready()
+                RunningThinkers([thinker.url], 20).wait_until_ready()
 
-    def test_silence_is_refused_in_the_end(self, monkeypatch):
-        monkeypatch.setattr(thinker_client, "_ANSWER_SECONDS", 0.0)
+    def test_silence_is_refused_in_the_end(self):
         port, _, _ = free_ports()
         with pytest.raises(ThinkerError, match="does not answer"):
-            RunningThinkers([f"http://127.0.0.1:{port}"]).wait_until_ready()
+            RunningThinkers([f"http://127.0.0.1:{port}"], 0).wait_until_ready()
 
     @pytest.mark.parametrize("argument", ["--port", "--host=x", "--model-path"])
     def test_arguments_of_the_generator_are_refused(self, argument):

@@ -15,7 +15,6 @@ from sglang.multimodal_gen.runtime.distributed.parallel_state import get_world_g
 from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import (
     ComposedPipelineBase,
 )
-from sglang.multimodal_gen.runtime.pipelines_core.stages import InputValidationStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import maybe_download_model
 
@@ -112,7 +111,7 @@ class MingOmniImagePipeline(ComposedPipelineBase):
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
         """Conditioning, denoising, decoding."""
         files = self.files
-        self.add_stage(InputValidationStage())
+        # Not SGLang's input validation: it would resize references its own way.
         self.add_stage_factory(
             RoleType.ENCODER,
             lambda: MingConditioningStage(
@@ -156,7 +155,7 @@ def _find_thinkers(
 ) -> OwnThinker | RunningThinkers:
     config = MingImagePipelineConfig.of(server_args)
     if urls := config.urls():
-        return RunningThinkers(urls)
+        return RunningThinkers(urls, config.thinker_timeout_s)
     thinker = OwnThinker(model_path, config.arguments(), config.thinker_devices)
     # The kernel ends it with this process, however that ends; this is the good order.
     # (A worker of multiprocessing leaves atexit out.)

@@ -14,6 +14,7 @@ import hashlib
 import http.client
 import itertools
 import json
+import logging
 import threading
 import time
 import urllib.error
@@ -34,14 +35,14 @@ from sglang_ext_gen.models.ming_omni.thinker_protocol import (
 )
 from sglang_ext_gen.serving.child_server import ChildServer
 
+logger = logging.getLogger(__name__)
+
 # Loading 200 GB from a slow disk takes a while.
 START_SECONDS = 3600.0
 # Answers are 2 MB each for 256 rows of 4096 numbers in bfloat16.
 CACHED_ANSWERS = 64
 _CONNECTIONS = 16
 _INFO_SECONDS = 10.0
-# Time for a thinker that was started together with the generator.
-_ANSWER_SECONDS = 60.0
 _POLL_SECONDS = 1.0
 _SHOWN_CHARACTERS = 500
 
@@ -128,10 +129,12 @@ class RunningThinkers:
 
     Args:
         urls: Their addresses.
+        timeout_s: Longest wait for one that was started together with the generator.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], timeout_s: float) -> None:
         self._urls = tuple(urls)
+        self._timeout_s = timeout_s
         self._turn = itertools.count()
 
     def wait_until_ready(self) -> None:
@@ -140,8 +143,9 @@ class RunningThinkers:
         Raises:
             ThinkerError: One does not in time, or another model answers.
         """
-        deadline = time.monotonic() + _ANSWER_SECONDS
+        deadline = time.monotonic() + self._timeout_s
         for url in self._urls:
+            logger.info("waiting for the thinker at %s", url)
             while (info := _info_or_none(url, deadline)) is None:
                 time.sleep(_POLL_SECONDS)
             _check_identity(url, info)
