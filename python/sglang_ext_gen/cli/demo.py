@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
         prog="sglang-ext-gen demo",
         description="Write a tiny random checkpoint in the released layout and run it "
         "through SGLang's DiffGenerator on whatever device there is, the CPU included. "
-        "The weights are random, so the pictures are noise; the path is the real one.",
+        "The weights are random, so what comes out is noise; the path is the real one.",
         epilog="Other flags are passed on to SGLang, for example --num-gpus 2.",
         allow_abbrev=False,
     )
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     requests = _requests(family, arguments.steps)
     checkpoint = _checkpoint(family, arguments.output / f"{family.name}-tiny")
     sglang_arguments += flags.precision_arguments(_precision())
-    lines = []
+    lines, made = [], {}
     with ExitStack() as stack:
         options, chat = {}, None
         if family.demo_chat is not None:
@@ -53,14 +53,17 @@ def main(argv: list[str]) -> int:
             )
         )
         for number, request in enumerate(requests, start=1):
-            target = arguments.output / f"{family.name}-{number}.png"
-            fields = {**request, **running.output_fields(str(target))}
-            if "image_path" in fields:  # an earlier picture of the demo
-                fields["image_path"] = str(arguments.output / fields["image_path"])
+            # SGLang adds the suffix of what comes out.
+            name = {"output_file_name": f"{family.name}-{number}"}
+            outputs = running.output_fields(str(arguments.output))
+            fields = {**request, **outputs, **name}
+            if "image_path" in fields:  # an earlier picture of the demo, by name
+                fields["image_path"] = made[fields["image_path"]]
             description = running.describe(running.run_request(generator, fields))
+            made[name["output_file_name"]] = description["outputs"][0]["path"]
             lines.append(running.report(description))
             if chat is not None and number == 1:
-                lines.append(f"  {chat(target)}")
+                lines.append(f"  {chat(Path(description['outputs'][0]['path']))}")
     print("\n".join(lines))
     return 0
 

@@ -38,7 +38,7 @@ def demo_requests() -> list[dict[str, Any]]:
         {
             "prompt": "Make the fox blue",
             # A result of the demo, by name.
-            "image_path": "ming_omni-1.png",
+            "image_path": "ming_omni-1",
             "width": 256,
             "height": 192,
             "seed": 3,
