@@ -158,6 +158,17 @@ def test_lettering_is_optional(copy):
     assert layout.glyph_bytes(copy) is None
 
 
+def test_older_t5_config_is_read(copy):
+    """The file of google/byt5-small does not state what later versions added."""
+    file = copy / "byt5" / "google__byt5-smal" / "config.json"
+    content = json.loads(file.read_text("utf-8"))
+    for key in ("relative_attention_max_distance", "dense_act_fn", "is_gated_act"):
+        del content[key]
+    file.write_text(json.dumps(content), "utf-8")
+    assert check_checkpoint(copy) == []
+    assert MingFiles(copy).glyphs.t5["relative_attention_max_distance"] == 128
+
+
 def test_missing_pickle_is_named(copy):
     (copy / MAPPER).unlink()
     assert any("byt5_mapper.pt is missing" in line for line in check_checkpoint(copy))

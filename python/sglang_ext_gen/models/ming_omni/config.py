@@ -291,6 +291,7 @@ class GlyphConfig:
         byt5 = glyph_section(values, where)
         mapper = require_object(values, "byt5_mapper_config", where)
         refuse_unknown_keys(mapper, ("num_layers", "sdxl_channels"), where)
+        t5 = {**_T5_DEFAULTS, **t5}
         require_values(t5, _T5_FIXED, t5_where)
         refuse_unknown_keys(t5, {*_T5_FIXED, *_T5_USED, *_T5_IGNORED}, t5_where)
         has_special = byt5.get("special_token", False)
@@ -417,6 +418,12 @@ _T5_USED = (
     *("layer_norm_epsilon", "relative_attention_num_buckets"),
     *("relative_attention_max_distance", "feed_forward_proj"),
 )
+# ByT5's own file, which is older than some keys, leaves these out.
+_T5_DEFAULTS = {
+    "layer_norm_epsilon": 1e-6,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+}
 _T5_FIXED = {
     "model_type": "t5",
     "feed_forward_proj": "gated-gelu",
