@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Measure a Ming picture.")
     parser.add_argument("--model", type=Path, help="a checkpoint; default: mid-size")
     parser.add_argument("--tiny", action="store_true", help="seconds, not minutes")
     parser.add_argument(

@@ -18,7 +18,7 @@ from sglang_ext_gen.models.ming_omni import byt5, loaders, stages
 from sglang_ext_gen.models.ming_omni.layout import MingFiles
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
 
-FLOAT32 = {"dtype": torch.float32, "device": torch.device("cpu")}
+FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
 
 
 class StoredThinker:
@@ -66,20 +66,20 @@ class Studio:
         )
         self.decode = stages.MingDecodingStage(vae, files.vae)
 
-    def request(self, **fields: Any) -> Req:
+    def request(self, **fields: Any) -> Any:
         return Req(
             sampling_params=SamplingParams.from_user_sampling_params_args(
                 self.server_args.model_path, server_args=self.server_args, **fields
             )
         )
 
-    def draw(self, requests: list[Req]) -> list[Tensor]:
+    def draw(self, requests: list[Any]) -> list[Tensor]:
         """Pictures of a group, each [n, 3, H, W] levels."""
         self.latents(requests)
-        outputs = [self.decode(request, self.server_args) for request in requests]
+        outputs: list[Any] = [self.decode(r, self.server_args) for r in requests]
         return [(output.output * 255).floor() for output in outputs]
 
-    def latents(self, requests: list[Req]) -> list[Tensor]:
+    def latents(self, requests: list[Any]) -> list[Tensor]:
         self.condition.run_grouped_requests(requests, self.server_args)
         self.denoise.run_grouped_requests(requests, self.server_args)
         return [request.latents for request in requests]

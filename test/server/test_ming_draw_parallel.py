@@ -58,7 +58,7 @@ def _draw(rank: int, port: int, arguments: dict[str, Any], golden: Golden) -> fl
 
     apply_plugin_hooks()
     torch.set_num_threads(1)
-    server_args = ServerArgs.from_kwargs(
+    server_args: Any = ServerArgs.from_kwargs(
         model_path=str(golden.checkpoint),
         backend="sglang",
         dit_precision="fp32",

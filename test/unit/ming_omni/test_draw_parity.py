@@ -25,8 +25,8 @@ from sglang_ext_gen.models.ming_omni.layout import MingFiles
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-FLOAT32 = {"dtype": torch.float32, "device": CPU}
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}
+FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": CPU}
+TOLERANCE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-5}
 CASES = ("t2i", "t2i_text", "edit", "t2i_neg")
 OMNI_CASES = ("t2i", "t2i_text", "edit", "t2i_cfg1")
 
@@ -58,8 +58,9 @@ def run_transformer(
         set_forward_context(0, attn_metadata=None, forward_batch=None),
     ):
         caption = transformer.refine_caption(torch.stack(captions))
+        height, width = latents.shape[2:]
         canvas = transformer.prepare_canvas(
-            *latents.shape[2:], caption.rows.shape[1], reference
+            height, width, caption.rows.shape[1], reference
         )
         return transformer(latents, time, caption, canvas)
 
@@ -231,7 +232,7 @@ def test_schedule_with_30_steps(files):
 
 
 def test_vae_in_both_directions(files, drawing_golden):
-    vae = loaders.load_vae(files, **FLOAT32)
+    vae: Any = loaders.load_vae(files, **FLOAT32)
     pixels = drawing_golden.tensor("edit.ref_pixels")
     with torch.no_grad():
         mean = vae.encode(pixels).latent_dist.mode()

@@ -131,7 +131,8 @@ def wrong(name: str, monkeypatch: pytest.MonkeyPatch, studio: Studio) -> None:
 
     def at_zero_to_one(image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
-        mean = studio.decode.vae.encode(pixels.float() / 255).latent_dist.mode()
+        vae: Any = studio.decode.vae
+        mean = vae.encode(pixels.float() / 255).latent_dist.mode()
         config = studio.condition.vae_config
         return (mean - config.shift_factor) * config.scaling_factor
 
