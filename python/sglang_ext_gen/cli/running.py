@@ -54,11 +54,11 @@ def started_generator(
     model: str,
     load_options: Mapping[str, Any],
     sglang_arguments: Sequence[str],
-    requests: Sequence[Mapping[str, Any]],
+    requests: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator["DiffGenerator"]:
     """A ``DiffGenerator`` for a checkpoint of ours, shut down at the end.
 
-    The requests are checked in full, the length of their prompts in tokens included,
+    The given requests are checked in full, the length of their prompts in tokens included,
     before a worker starts. Stages are timed, unless the environment says otherwise.
 
     Args:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Components and stage order of Ideogram 4 on SGLang's diffusion runtime."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import 
 from sglang.multimodal_gen.runtime.pipelines_core.stages import InputValidationStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 
+from sglang_ext_gen.layers.sequence_parallel import fit_sequence_exchange
 from sglang_ext_gen.models.ideogram4.layout import COMPONENTS, refuse_damage
 from sglang_ext_gen.models.ideogram4.loaders import (
     Ideogram4TextEncoderLoader,
@@ -30,8 +30,6 @@ from sglang_ext_gen.models.ideogram4.stages import (
 )
 from sglang_ext_gen.weights.layout import read_json
 from sglang_ext_gen.weights.source import checkpoint_folder
-
-logger = logging.getLogger(__name__)
 
 
 class Ideogram4FP8Pipeline(ComposedPipelineBase):
@@ -68,7 +66,8 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
         self.model_path = str(folder)
         options = Ideogram4FP8PipelineConfig.of(self.server_args)
         refuse_damage(folder, require_unconditional=options.load_unconditional)
-        _fit_sequence_exchange(folder, self.server_args)
+        config = read_json(folder / "transformer" / "config.json")
+        fit_sequence_exchange(config["num_attention_heads"], self.server_args)
         index = read_json(folder / "model_index.json")
         on_disk = [name for name in COMPONENTS if (folder / name).is_dir()]
         return {
@@ -100,20 +99,6 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
             lambda: Ideogram4DecodingStage(self.get_module("vae")),
             "decoding_stage",
         )
-
-
-def _fit_sequence_exchange(folder: Path, server_args: ServerArgs) -> None:
-    """Gather keys and values where Ulysses cannot deal the heads out evenly."""
-    heads = read_json(folder / "transformer" / "config.json")["num_attention_heads"]
-    ranks = server_args.ulysses_degree
-    if server_args.kv_gather_degree == 1 and heads // server_args.tp_size % ranks:
-        logger.warning(
-            "%d attention heads do not divide over %d Ulysses ranks: "
-            "using SGLang's K/V gather instead",
-            heads // server_args.tp_size,
-            ranks,
-        )
-        server_args.kv_gather_degree = ranks
 
 
 def _unneeded_components(server_args: ServerArgs) -> tuple[str, ...]:
