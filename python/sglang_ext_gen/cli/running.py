@@ -58,7 +58,7 @@ def started_generator(
 ) -> Iterator["DiffGenerator"]:
     """A ``DiffGenerator`` for a checkpoint of ours, shut down at the end.
 
-    The given requests are checked in full, the length of their prompts in tokens included,
+    Given requests are checked in full, the length of their prompts in tokens included,
     before a worker starts. Stages are timed, unless the environment says otherwise.
 
     Args:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Components and stage order of Ideogram 4 on SGLang's diffusion runtime."""
 
-from pathlib import Path
 from typing import Any
 
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
