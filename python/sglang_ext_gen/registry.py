@@ -43,6 +43,10 @@ class ModelFamily:
         fp8_quality: Function from a local directory to pairs of a weight's name and
             its signal-to-noise ratio in dB as FP8; None where weights are not
             quantised at load.
+        language_model: Name of the row of ``LANGUAGE_MODELS`` that the family's
+            checkpoints hold as well; ``sglang serve`` then runs both behind one port.
+        thinker_url_option: Load option that takes the address of the language model,
+            where the family needs its answers to draw.
     """
 
     name: str
@@ -60,6 +64,8 @@ class ModelFamily:
     hf_model_paths: tuple[str, ...]
     http_routes: tuple[str, ...]
     fp8_quality: str | None = None
+    language_model: str | None = None
+    thinker_url_option: str | None = None
 
     @property
     def pipeline_name(self) -> str:
@@ -103,6 +109,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         demo_requests=f"{_LANCE}.demo:demo_requests",
         hf_model_paths=("bytedance-research/Lance",),
         http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
+        language_model="lance",
     ),
     ModelFamily(
         name="qwen_image",
@@ -275,6 +282,22 @@ def language_model_of(path: Path) -> LanguageModel | None:
     for model in enabled_language_models():
         if resolve(model.recognises)(path):
             return model
+    return None
+
+
+def composed_family_of(path_or_id: str | os.PathLike[str]) -> ModelFamily | None:
+    """The enabled family of a checkpoint that holds a language model of ours as well.
+
+    A local directory is judged by its content; an id is taken to be the release.
+    """
+    family = family_of(path_or_id)
+    if family is None or family.language_model is None:
+        return None
+    path = Path(path_or_id)
+    for model in enabled_language_models():
+        if model.name == family.language_model:
+            is_there = not path.is_dir() or resolve(model.recognises)(path)
+            return family if is_there else None
     return None
 
 
