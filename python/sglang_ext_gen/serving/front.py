@@ -133,16 +133,16 @@ def make_app(
         titles = (part.title for part in parts)
         return _health_reply(dict(zip(titles, problems, strict=True)))
 
-    to_thinker = Forward(client, thinker)
+    to_thinker = Forward(client, thinker, methods=("POST",))
     needed = (thinker,) if needs_thinker else ()
-    to_generator = Forward(client, generator, needed)
+    to_generator = Forward(client, generator, needed=needed)
     return Starlette(
         routes=[
             Route("/health", health),
             Route("/health_generate", health_generate),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", show_model),
-            *(Route(path, to_thinker, methods=["POST"]) for path in THINKER_ROUTES),
+            *(Route(path, to_thinker) for path in THINKER_ROUTES),
             *(Route(path, to_generator) for path in GENERATOR_ROUTES),
             *(Route(f"{path}/{{_:path}}", to_generator) for path in GENERATOR_ROUTES),
             Route("/{_:path}", NotServed()),
@@ -195,26 +195,42 @@ class Forward:
     Args:
         client: From ``new_client``.
         part: Whose requests they are.
+        methods: The only ones that are allowed; none means that the part decides.
         needed: Further parts without which the answer would only be an error.
     """
 
     def __init__(
-        self, client: httpx.AsyncClient, part: Part, needed: tuple[Part, ...] = ()
+        self,
+        client: httpx.AsyncClient,
+        part: Part,
+        *,
+        methods: tuple[str, ...] = (),
+        needed: tuple[Part, ...] = (),
     ) -> None:
         self._client = client
         self._part = part
+        self._methods = methods
         self._needed = (part, *needed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         body = await bodies.read_body(headers, receive, limits.MAX_UPLOAD_BODY_BYTES)
+        method = scope["method"]
+        if self._methods and method not in self._methods:
+            allowed = ", ".join(self._methods)
+            raise Refusal(
+                405,
+                f"{method} given, expected {allowed}",
+                code="method_not_allowed",
+                headers=(("allow", allowed),),
+            )
         for part in self._needed:
             if part.problem is not None:
                 raise _unavailable(part, part.problem)
         query = b"?" + scope["query_string"] if scope["query_string"] else b""
         raw_path: bytes = scope["raw_path"].partition(b"?")[0] + query
         request = httpx.Request(
-            scope["method"],
+            method,
             httpx.URL(self._part.url).copy_with(raw_path=raw_path),
             headers=[
                 pair
