@@ -2,8 +2,8 @@
 """The one port: an application that hands each request to the part that serves it.
 
 Bodies are read to their end, within the limits that hold for every request, and handed
-over unread; the parts check what is in them. Answers are passed on as they come. Errors
-are restated in OpenAI's format.
+over as they are; the parts check what is in them. Answers are passed on as they come.
+Errors are restated in OpenAI's format.
 
     POST /v1/chat/completions, /v1/completions            thinker
     /v1/images/..., /v1/videos/...                        generator
@@ -30,6 +30,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.serving import bodies, limits
 from sglang_ext_gen.serving.parts import HANG_SECONDS, Part
 from sglang_ext_gen.serving.replies import (
@@ -133,7 +134,7 @@ def make_app(
         titles = (part.title for part in parts)
         return _health_reply(dict(zip(titles, problems, strict=True)))
 
-    to_thinker = Forward(client, thinker, methods=("POST",))
+    to_thinker = Forward(client, thinker, methods=("POST",), check=_check_json_object)
     needed = (thinker,) if needs_thinker else ()
     to_generator = Forward(client, generator, needed=needed)
     return Starlette(
@@ -180,6 +181,8 @@ class RestatedErrors:
             await self._app(scope, receive, reply)
         except ClientDisconnect:
             logger.info("%s %s: the client left", scope["method"], scope["path"])
+        except RequestError as error:
+            await reply.refuse(Refusal(400, str(error), param=error.field))
         except Refusal as refusal:
             await reply.refuse(refusal)
         except Exception as error:
@@ -196,6 +199,7 @@ class Forward:
         client: From ``new_client``.
         part: Whose requests they are.
         methods: The only ones that are allowed; none means that the part decides.
+        check: Raises for a body that the part would answer with a failure of its own.
         needed: Further parts without which the answer would only be an error.
     """
 
@@ -205,11 +209,13 @@ class Forward:
         part: Part,
         *,
         methods: tuple[str, ...] = (),
+        check: Callable[[Headers, bytes], None] | None = None,
         needed: tuple[Part, ...] = (),
     ) -> None:
         self._client = client
         self._part = part
         self._methods = methods
+        self._check = check
         self._needed = (part, *needed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -224,6 +230,9 @@ class Forward:
                 code="method_not_allowed",
                 headers=(("allow", allowed),),
             )
+        if self._check is not None:
+            # In a thread, because a body of 60 MB takes a while.
+            await asyncio.to_thread(self._check, headers, body)
         for part in self._needed:
             if part.problem is not None:
                 raise _unavailable(part, part.problem)
@@ -299,6 +308,17 @@ class Forward:
 
 
 _END_OF_EVENT = b"\n\n"
+
+
+def _check_json_object(headers: Headers, body: bytes) -> None:
+    """The language model runtime fails on JSON that is no object.
+
+    Raises:
+        Refusal: 400 or 415.
+        RequestError: A name is given twice.
+    """
+    bodies.check_content_type(headers)
+    bodies.parse_json_object(body)
 
 
 async def _send_some(send: Send, chunk: bytes) -> None:

@@ -76,9 +76,11 @@ class Part:
         if reply.status_code == 200:
             return None
         try:
-            return f"says that it is unwell: {reply.json()['error']}"
+            error = reply.json()["error"]
+            reason = error if isinstance(error, str) else error["message"]
         except (ValueError, KeyError, TypeError):
-            return f"says that it is unwell: HTTP {reply.status_code}"
+            reason = f"HTTP {reply.status_code}"
+        return f"says that it is unwell: {reason}"
 
 
 class RemotePart(Part):

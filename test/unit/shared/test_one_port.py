@@ -129,7 +129,8 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
 )
 def test_a_request_reaches_its_part_as_it_is(server, method, target, title):
     headers = {"authorization": "Bearer x", "connection": "close"}
-    reply = httpx.request(method, server + target, headers=headers)
+    content = {"json": {"do": "echo"}} if method == "POST" else {}
+    reply = httpx.request(method, server + target, headers=headers, **content)
     seen = reply.json()
     assert (seen["title"], reply.headers["x-part"]) == (title, title)
     assert seen["method"] == method
@@ -195,6 +196,15 @@ def test_errors_are_restated(server, runtime, message, param):
     error = error_of(reply)
     assert (error["message"], error["param"]) == (message, param)
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"null", b"{", b'{"do": 1, "do": 2}'])
+def test_a_chat_must_be_one_json_object(server, body):
+    headers = {"content-type": "application/json"}
+    reply = httpx.post(server + CHAT, content=body, headers=headers)
+    assert reply.status_code == 400
+    error_of(reply)
+    assert httpx.post(server + CHAT, content=b"{}").status_code == 415
 
 
 def test_a_body_that_is_too_large_is_refused(server):
