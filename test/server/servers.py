@@ -85,6 +85,8 @@ def serving(
         *(sglang_command(), "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(http_port), "--strict-ports", "true"),
         *("--scheduler-port", str(scheduler_port), "--master-port", str(master_port)),
+        # The tests of a small machine need the core that an idle server would take.
+        "--sleep-on-idle",
         *flags,
     ]
     with running(command, folder, http_port, environment) as server:

@@ -9,7 +9,13 @@ import pytest
 from sglang_ext_gen import resolution
 from sglang_ext_gen.cli import one_port, serve
 from sglang_ext_gen.errors import ConfigError, RequestError
-from sglang_ext_gen.registry import FAMILIES, composed_family_of, find_family, find_row
+from sglang_ext_gen.registry import (
+    FAMILIES,
+    LANGUAGE_MODELS,
+    composed_family_of,
+    find_family,
+    resolve,
+)
 from sglang_ext_gen.serving import backend
 from sglang_ext_gen.serving.one_port import (
     OnePortOptions,
@@ -33,7 +39,9 @@ def test_rows_name_language_models_and_options_that_exist():
     composed = [family for family in FAMILIES if family.language_model]
     assert composed
     for family in composed:
-        assert find_row(str(family.language_model)) is not family
+        assert family.language_model in [model.name for model in LANGUAGE_MODELS]
+        options = [option.name for option in resolve(family.load_options)]
+        assert family.thinker_url_option in (None, *options)
 
 
 def test_a_checkpoint_with_both_models_gets_one_port(lance, monkeypatch):
