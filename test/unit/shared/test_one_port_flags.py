@@ -16,7 +16,6 @@ from sglang_ext_gen.registry import (
     find_family,
     resolve,
 )
-from sglang_ext_gen.serving import backend
 from sglang_ext_gen.serving.one_port import (
     OnePortOptions,
     generator_command,
@@ -62,6 +61,8 @@ def test_a_checkpoint_with_one_model_does_not(golden_dir, tmp_path):
 
 def test_only_one_backend_says_that_it_is_its_own(lance, golden_dir, tmp_path):
     from sglang.cli.serve_backends import ServeBackendDetection, ServeRequest
+
+    from sglang_ext_gen.serving import backend
 
     ideogram = str(golden_dir("ideogram4") / "checkpoint")
     detect = backend.one_port().detect
@@ -173,5 +174,7 @@ def test_one_part_can_be_forced(lance):
 
 
 def test_the_backend_hands_all_words_on():
+    from sglang_ext_gen.serving import backend
+
     argv = ("--model-path", "DIR", "--port", "1", "--model=DIR", "--thinker-args=--a b")
     assert backend._without_model_path(argv) == ["--port", "1", "--thinker-args=--a b"]
