@@ -2,6 +2,7 @@
 """One port for two servers: start it, find its processes, ask it much at once."""
 
 import base64
+import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import httpx
 import openai
 import psutil
 from openai import OpenAI
+from PIL import Image
 
 from server.servers import Server, free_ports, running
 
@@ -87,6 +89,31 @@ def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     """Results of calls that run at the same time, in their order."""
     with ThreadPoolExecutor(len(calls)) as threads:
         return [job.result() for job in [threads.submit(call) for call in calls]]
+
+
+def refused(server: Server, path: str, status: int, word: str, **request: Any) -> None:
+    """Post a bad request; the answer must be OpenAI's error, with ``word`` in it."""
+    reply = httpx.post(server.url + path, timeout=120, **request)
+    assert reply.status_code == status, (request, reply.text)
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert word in error["message"], error
+
+
+def blank_png(width: int, height: int) -> bytes:
+    """A picture of any size that is small to send."""
+    stream = io.BytesIO()
+    Image.new("1", (width, height)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def kill_when_busy(server: Server, title: str) -> None:
+    """Kill a part's worker some time after a request was sent."""
+    worker = worker_of(server, title)
+    worker.cpu_percent()
+    wait_until(lambda: worker.cpu_percent(0.3) > 20)
+    worker.kill()
 
 
 def failure_of(call: Callable[[], Any]) -> openai.APIError:

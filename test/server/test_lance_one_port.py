@@ -4,7 +4,6 @@
 The last tests kill parts of the server, so the order of this file matters.
 """
 
-import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +16,24 @@ from openai import OpenAI
 
 from conftest import Golden
 from images import read_rgb
-from server.lance_requests import MIN_PSNR, request_of, worst_psnr, write_source_video
+from server.lance_requests import (
+    MIN_PSNR,
+    PRESETS,
+    data_url,
+    request_of,
+    worst_psnr,
+    write_source_video,
+)
 from server.one_port import (
     at_once,
+    blank_png,
     client_of,
     failure_of,
     health_of,
     is_healthy,
+    kill_when_busy,
     pictures,
+    refused,
     serving_one_port,
     streamed,
     wait_until,
@@ -35,11 +44,6 @@ from server.servers import Server, sglang_command
 pytestmark = pytest.mark.slow
 
 NAME = "lance"
-# The golden cases were made at the smallest presets.
-PRESETS = {
-    "image": {"resolution": "image_256res"},
-    "video": {"resolution": "video_192p"},
-}
 THINKER = (
     "--max-total-tokens 8192 --context-length 2048 --mem-fraction-static 0.2 "
     f"--skip-server-warmup --mm-process-config '{json.dumps(PRESETS)}'"
@@ -47,7 +51,7 @@ THINKER = (
 FLAGS = (
     *("--served-model-name", NAME, "--precision", "float32"),
     f"--thinker-args={THINKER}",
-    "--generator-args=--image-encoder-precision fp32",
+    "--generator-args=--image-encoder-precision fp32 --sleep-on-idle",
 )
 SMALL = {"num_inference_steps": 3, "output_format": "png"}
 
@@ -78,10 +82,9 @@ def video(golden: Golden, tmp_path_factory) -> Path:
 
 def question(golden: Golden, video: Path) -> dict[str, Any]:
     """The golden chat, as arguments of the client."""
-    url = f"data:video/mp4;base64,{base64.b64encode(video.read_bytes()).decode()}"
     content = [
         {"type": "text", "text": golden.json["cases"]["x2t_video"]["prompt"]},
-        {"type": "video_url", "video_url": {"url": url}},
+        {"type": "video_url", "video_url": {"url": data_url(video)}},
     ]
     messages = [{"role": "user", "content": content}]
     return {"model": NAME, "messages": messages, **tokens(8)}
@@ -194,16 +197,7 @@ def test_pictures_while_chats_stream_equal_their_single_answers(client):
     assert len(set(together[:16])) > 8
 
 
-def refused(server: Server, path: str, status: int, word: str, **request: Any) -> None:
-    reply = httpx.post(server.url + path, timeout=120, **request)
-    assert reply.status_code == status, (request, reply.text)
-    error = reply.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == "invalid_request_error"
-    assert word in error["message"], error
-
-
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT = "/v1/chat/completions"
 IMAGES, EDITS, VIDEOS = "/v1/images/generations", "/v1/images/edits", "/v1/videos"
 USER = [{"role": "user", "content": "Hello?"}]
 
@@ -245,17 +239,6 @@ def test_bad_field_is_refused_by_name(server, path, body, word):
     refused(server, path, 400, word, json={**given, **body})
 
 
-def png(width: int, height: int) -> bytes:
-    """A valid picture of any size that is small to send."""
-    import io
-
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("1", (width, height)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def test_bad_references_are_refused(server, golden):
     picture = (golden.path / "input_image.png").read_bytes()
     many = [("image[]", (f"{i}.png", picture)) for i in range(20)]
@@ -264,11 +247,11 @@ def test_bad_references_are_refused(server, golden):
         ([("image", ("a.png", picture[:200]))], "not a readable picture"),
         ([("image", ("a.png", b""))], ""),
         (many, "Too many files. Maximum number of files is 16"),
-        ([("image", ("a.png", png(20_000, 20_000)))], "400000000 pixels"),
+        ([("image", ("a.png", blank_png(20_000, 20_000)))], "400000000 pixels"),
     ):
         refused(server, EDITS, 400, word, data={"prompt": "x"}, files=files)
     # Small is not wrong.
-    dot = {"image": ("a.png", png(1, 1))}
+    dot = {"image": ("a.png", blank_png(1, 1))}
     data = {"prompt": "x", "num_inference_steps": "2"}
     reply = httpx.post(server.url + EDITS, data=data, files=dot, timeout=120)
     assert reply.status_code == 200, reply.text
@@ -336,11 +319,3 @@ def test_parts_that_are_killed_are_named_and_come_back(server, client, golden, v
     wait_until(lambda: is_healthy(server))
     assert streamed(client, **question(golden, video)).strip() == want
     assert draw_golden(client, golden) >= MIN_PSNR
-
-
-def kill_when_busy(server: Server, title: str) -> None:
-    """Kill a worker some time after its request was sent."""
-    worker = worker_of(server, title)
-    worker.cpu_percent()
-    wait_until(lambda: worker.cpu_percent(0.3) > 20)
-    worker.kill()
