@@ -140,6 +140,15 @@ def test_chat_equals_the_official_answer(client, golden, video):
     assert streamed(client, **question(golden, video)).strip() == want
 
 
+def test_completion_is_the_bare_text(client):
+    answers = [
+        client.completions.create(model=NAME, prompt="Hello", **tokens(8))
+        for _ in range(2)
+    ]
+    assert answers[0].choices[0].text == answers[1].choices[0].text
+    assert answers[0].usage.prompt_tokens < 8
+
+
 def test_picture_equals_the_official_one(client, golden):
     assert draw_golden(client, golden) >= MIN_PSNR
 
