@@ -58,7 +58,7 @@ def test_bench_lance() -> None:
     tasks = ["t2i", "image_edit", "t2v", "i2v", "video_edit"]
     assert [row["task"] for row in record["steps"]] == tasks
     assert [row["task"] for row in record["tasks"]] == tasks
-    weights = {row["what"]: row["weights_mib"] for row in record["memory"][:-1]}
+    weights = {row["what"]: row["weights_mib"] for row in record["memory"]["rows"]}
     assert weights["t2i"] < weights["image_edit"] < weights["all tasks"]
     assert record["answers"]["growth"].keys() == {"text", "image"}
     assert "transformers' modules" in output
