@@ -43,6 +43,10 @@ class ModelFamily:
         fp8_quality: Function from a local directory to pairs of a weight's name and
             its signal-to-noise ratio in dB as FP8; None where weights are not
             quantised at load.
+        demo_chat: Context manager from a tiny checkpoint to load options for the demo
+            and a function from a picture to a chat about it; None without a chat.
+        convert: Function from a local directory to the safetensors files that it wrote
+            from the checkpoint's pickles; None where there are none.
         language_model: Name of the row of ``LANGUAGE_MODELS`` that the family's
             checkpoints hold as well; ``sglang serve`` then runs both behind one port.
         thinker_url_option: Load option that takes the address of the language model,
@@ -64,6 +68,8 @@ class ModelFamily:
     hf_model_paths: tuple[str, ...]
     http_routes: tuple[str, ...]
     fp8_quality: str | None = None
+    demo_chat: str | None = None
+    convert: str | None = None
     language_model: str | None = None
     thinker_url_option: str | None = None
 
@@ -75,6 +81,7 @@ class ModelFamily:
 
 _IDEOGRAM4 = "sglang_ext_gen.models.ideogram4"
 _LANCE = "sglang_ext_gen.models.lance"
+_MING_OMNI = "sglang_ext_gen.models.ming_omni"
 _QWEN_IMAGE = "sglang_ext_gen.models.qwen_image"
 
 FAMILIES: tuple[ModelFamily, ...] = (
@@ -109,8 +116,29 @@ FAMILIES: tuple[ModelFamily, ...] = (
         demo_requests=f"{_LANCE}.demo:demo_requests",
         hf_model_paths=("bytedance-research/Lance",),
         http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
+        convert=f"{_LANCE}.vae:convert",
         fp8_quality=f"{_LANCE}.fp8_quality:fp8_quality",
         language_model="lance",
+    ),
+    ModelFamily(
+        name="ming_omni",
+        title="Ming-flash-omni 2.0",
+        pipeline=f"{_MING_OMNI}.pipeline:MingOmniImagePipeline",
+        pipeline_config=f"{_MING_OMNI}.pipeline_config:MingImagePipelineConfig",
+        sampling_params=f"{_MING_OMNI}.sampling_params:MingImageSamplingParams",
+        request_fields=f"{_MING_OMNI}.request:REQUEST_FIELDS",
+        load_options=f"{_MING_OMNI}.options:LOAD_OPTIONS",
+        check_request=f"{_MING_OMNI}.request:check_request",
+        check_checkpoint=f"{_MING_OMNI}.layout:check_checkpoint",
+        recognises=f"{_MING_OMNI}.layout:recognises",
+        write_tiny=f"{_MING_OMNI}.tiny:write_tiny",
+        demo_requests=f"{_MING_OMNI}.demo:demo_requests",
+        hf_model_paths=("inclusionAI/Ming-flash-omni-2.0",),
+        http_routes=("/v1/images/generations", "/v1/images/edits"),
+        demo_chat=f"{_MING_OMNI}.demo:demo_chat",
+        convert=f"{_MING_OMNI}.loaders:convert",
+        language_model="ming_omni",
+        thinker_url_option="thinker_url",
     ),
     ModelFamily(
         name="qwen_image",
@@ -186,7 +214,7 @@ class LanguageModel:
     prepare_arguments: str | None = None
 
 
-_MING_THINKER = "sglang_ext_gen.models.ming_omni.thinker"
+_MING_THINKER = f"{_MING_OMNI}.thinker"
 
 LANGUAGE_MODELS: tuple[LanguageModel, ...] = (
     LanguageModel(
@@ -305,12 +333,14 @@ def composed_family_of(path_or_id: str | os.PathLike[str]) -> ModelFamily | None
 def find_row(name: str) -> ModelFamily | LanguageModel:
     """The row called ``name`` in either table, enabled or not.
 
+    A family's own row speaks for its whole checkpoint.
+
     Raises:
         ConfigError: There is none; lists the known names.
     """
-    for model in LANGUAGE_MODELS:
-        if model.name == name:
-            return model
+    for row in (*FAMILIES, *LANGUAGE_MODELS):
+        if row.name == name:
+            return row
     return find_family(name)
 
 

@@ -35,6 +35,16 @@ def test_bench_fp8_linear() -> None:
     assert record["rows"]
 
 
+def test_bench_ming_image() -> None:
+    """The part in one process; the other one starts two servers."""
+    output, record = run("bench_ming_image.py")
+    assert {"hardware", "commit", "versions", "seed"} <= record.keys()
+    assert record["transformer"].keys() == {"text to image", "edit"}
+    for row in record["transformer"].values():
+        assert {"ours", "diffusers", "once"} < row.keys()
+    assert "fastest ms" in output
+
+
 @pytest.mark.unproven
 def test_bench_denoise() -> None:
     output, record = run("bench_denoise.py")
