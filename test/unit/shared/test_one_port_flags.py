@@ -43,7 +43,10 @@ def test_rows_name_language_models_and_options_that_exist():
         assert family.thinker_url_option in (None, *options)
 
 
-def test_a_checkpoint_with_both_models_gets_one_port(lance, monkeypatch):
+def test_a_checkpoint_with_both_models_gets_one_port(lance, golden_dir, monkeypatch):
+    assert composed_family_of(golden_dir("ming_omni") / "checkpoint") is find_family(
+        "ming_omni"
+    )
     family = find_family("lance")
     assert composed_family_of(lance) is family
     assert composed_family_of(f"{lance}/Lance_3B") is family
@@ -105,6 +108,17 @@ def test_flags_of_a_part_and_of_the_family_reach_their_server():
     ]
     # Lance draws without its language model, and is not told where it is.
     assert "http://t" not in words
+
+
+def test_a_generator_that_needs_the_thinker_is_told_where_it_is():
+    ming = find_family("ming_omni")
+    argv = ["--thinker-args=--dtype float32", "--thinker-timeout-s", "60"]
+    given = one_port.parse(ming, "DIR", argv)
+    assert thinker_command(given, "DIR")[-2:] == ["--dtype", "float32"]
+    words = generator_command(given, "DIR", "http://127.0.0.1:7")
+    assert "--thinker-args" not in words
+    assert words[words.index("--thinker-url") + 1] == "http://127.0.0.1:7"
+    assert words[-2:] == ["--thinker-timeout-s", "60.0"]
 
 
 def test_without_flags_the_parts_get_none():
