@@ -55,19 +55,20 @@ def test_a_checkpoint_with_both_models_gets_one_port(lance, golden_dir, monkeypa
     assert composed_family_of(lance) is None
 
 
-def test_a_checkpoint_with_one_model_does_not(golden_dir, tmp_path):
-    for path in (golden_dir("ideogram4") / "checkpoint", golden_dir("ming_thinker")):
+def test_a_checkpoint_with_one_model_does_not(ideogram4_golden, golden_dir, tmp_path):
+    for path in (ideogram4_golden.checkpoint, golden_dir("ming_thinker")):
+        assert path.is_dir()
         assert composed_family_of(path) is None
     assert composed_family_of(tmp_path) is None
     assert composed_family_of("ideogram-ai/ideogram-4-fp8") is None
 
 
-def test_only_one_backend_says_that_it_is_its_own(lance, golden_dir, tmp_path):
+def test_only_one_backend_says_that_it_is_its_own(lance, ideogram4_golden, tmp_path):
     from sglang.cli.serve_backends import ServeBackendDetection, ServeRequest
 
     from sglang_ext_gen.serving import backend
 
-    ideogram = str(golden_dir("ideogram4") / "checkpoint")
+    ideogram = str(ideogram4_golden.checkpoint)
     detect = backend.one_port().detect
     assert detect is not None
     for path, is_composed, is_diffusion in (
