@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # When the server is told to stop, requests that run get this long to end.
 _LAST_REQUESTS_SECONDS = 10
+# Each part is asked for its health every second.
+_QUIET = ("--uvicorn-access-log-exclude-prefixes", "/health")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def thinker_command(options: OnePortOptions, model: str) -> list[str]:
     """The language model server, as the words after ``python``."""
     return [
         *("-m", "sglang.launch_server", "--model-path", model),
-        *("--served-model-name", options.served_model_name),
+        *("--served-model-name", options.served_model_name, *_QUIET),
         *options.thinker.arguments,
     ]
 
@@ -107,7 +109,7 @@ def generator_command(
     flag = [] if option is None else [f"--{option.replace('_', '-')}", thinker_url]
     return [
         *("-m", "sglang_ext_gen", "serve", model, "--model-type", "diffusion"),
-        *("--served-model-name", options.served_model_name, *ports),
+        *("--served-model-name", options.served_model_name, *_QUIET, *ports),
         *(*flag, *options.generator.arguments),
     ]
 
