@@ -2,12 +2,18 @@
 """How fast does a thinker answer, alone and under load, and what does a hop cost?
 
 Method: streamed chat completions against any OpenAI-compatible base URL, so peers are
-measured by the same code. For each input mode (text, image, audio, video) and each
-concurrency c, c clients send requests one after the other; every prompt begins with
-other words, so that no answer comes from a prefix cache. Reported: median and p90 time
-to the first token, and generated tokens per second over all clients. Decoding at
-concurrency 1 is bound by the bandwidth of the active experts' weights; more requests
-share the reads, so tokens per second should grow about tenfold up to 32.
+measured by the same code; ``--tiny`` starts a server with a tiny checkpoint by itself.
+For each input mode (text, image, audio, video) and each concurrency c, c clients send
+requests one after the other; every prompt begins with other words, so that no answer
+comes from a prefix cache. The concurrencies take turns over several rounds, because a
+shared machine is busier at one time than at another. Reported: median and p90 time to
+the first token over all rounds, and generated tokens per second over all clients, the
+median of the rounds and the best. Decoding at concurrency 1 is bound by the bandwidth
+of the active experts' weights; more requests share the reads, so tokens per second
+should grow about tenfold up to 32.
+
+First of all the answers are checked: a question asked 8 times at once must be answered
+as it is alone.
 
 The hop: 256 x 4096 bf16 query states, made into an HTTP body and back, as JSON numbers
 (SGLang's ``return_hidden_states``) and as base64 bytes (ours). No server is needed.
@@ -22,8 +28,14 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +47,7 @@ import openai
 import soundfile
 from PIL import Image
 
+from sglang_ext_gen.models.ming_omni.thinker.tiny import write_tiny
 from sglang_ext_gen.models.ming_omni.thinker_protocol import (
     QUERY_STATES_KEY,
     QueryStates,
@@ -44,6 +57,9 @@ MODES = ("text", "image", "audio", "video")
 CONCURRENCY = (1, 2, 4, 8, 16, 32)
 HOP_SCALE, HOP_WIDTH, HOP_REPEATS = 16, 4096, 5
 SEED = 0
+CHECKED_TOGETHER = 8
+TINY_PORT = 31730
+START_SECONDS = 900
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class Answer:
     first_token: float
     total: float
     tokens: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -65,13 +82,19 @@ class Row:
     ttft_ms_median: float
     ttft_ms_p90: float
     tokens_per_second: float
+    tokens_per_second_best: float
 
 
 def main() -> None:
     """Measure, print the table, then one JSON line."""
     arguments = _arguments()
-    rows = _measure_server(arguments) if arguments.base_url else []
-    hop = measure_hop()
+    rows: list[Row] = []
+    if arguments.tiny:
+        with _tiny_server() as arguments.base_url:
+            rows = _measure_server(arguments)
+    elif arguments.base_url:
+        rows = _measure_server(arguments)
+    hop = {} if arguments.skip_hop else measure_hop()
     _print_table(rows, hop)
     print(
         json.dumps(
@@ -92,54 +115,125 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure a thinker.")
-    parser.add_argument("--base-url", help="such as http://127.0.0.1:30000/v1")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--base-url", help="such as http://127.0.0.1:30000/v1")
+    where.add_argument("--tiny", action="store_true", help="start a server for it")
     parser.add_argument("--api-key", default="none")
     parser.add_argument("--model", default="ming")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--concurrency", nargs="+", type=int, default=list(CONCURRENCY))
-    parser.add_argument("--requests", type=int, default=4, help="per client")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=2, help="per client and round")
+    parser.add_argument("--skip-hop", action="store_true")
     parser.add_argument("--max-tokens", type=int, default=128)
     return parser.parse_args()
+
+
+@contextmanager
+def _tiny_server() -> Iterator[str]:
+    """A server with a tiny checkpoint; its base URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, log = Path(folder) / "ming", Path(folder) / "log"
+        write_tiny(checkpoint)
+        command = [
+            *(sys.executable, "-m", "sglang.launch_server"),
+            *("--model-path", str(checkpoint), "--dtype", "float32"),
+            *("--port", str(TINY_PORT), "--max-total-tokens", "65536"),
+            *("--mem-fraction-static", "0.3"),
+        ]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=folder
+            )
+        try:
+            _wait(process, f"http://127.0.0.1:{TINY_PORT}/health", log)
+            yield f"http://127.0.0.1:{TINY_PORT}/v1"
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(1)
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
 
 
 def _measure_server(arguments: argparse.Namespace) -> list[Row]:
     client = openai.OpenAI(
         base_url=arguments.base_url, api_key=arguments.api_key, max_retries=0
     )
-    media = {mode: _content(mode) for mode in arguments.modes}
     rows = []
     for mode in arguments.modes:
-        _ask(client, arguments, media[mode], "warm-up")
-        for concurrency in arguments.concurrency:
-            rows.append(_measure(client, arguments, media[mode], mode, concurrency))
+        content = _content(mode)
+        _check(client, arguments, content, mode)
+        rounds: dict[int, list[tuple[list[Answer], float]]] = {
+            concurrency: [] for concurrency in arguments.concurrency
+        }
+        for number in range(arguments.rounds):
+            for concurrency, measured in rounds.items():
+                tag = f"{number}.{concurrency}"
+                measured.append(_load(client, arguments, content, concurrency, tag))
+        rows += [_row(mode, c, measured) for c, measured in rounds.items()]
     return rows
 
 
-def _measure(
+def _check(
     client: openai.OpenAI,
     arguments: argparse.Namespace,
     content: list[dict[str, Any]],
     mode: str,
+) -> None:
+    """A question is answered in company as it is alone; also warms the server up."""
+    alone = _ask(client, arguments, content, "check").text
+    with ThreadPoolExecutor(CHECKED_TOGETHER) as threads:
+        tags = ["check"] * CHECKED_TOGETHER
+        together = list(
+            threads.map(lambda tag: _ask(client, arguments, content, tag), tags)
+        )
+    if any(answer.text != alone for answer in together):
+        raise RuntimeError(f"{mode}: the answer depends on the requests beside it")
+
+
+def _load(
+    client: openai.OpenAI,
+    arguments: argparse.Namespace,
+    content: list[dict[str, Any]],
     concurrency: int,
-) -> Row:
+    tag: str,
+) -> tuple[list[Answer], float]:
+    """Answers of one round at one concurrency, and its seconds."""
     count = concurrency * arguments.requests
     start = time.perf_counter()
     with ThreadPoolExecutor(concurrency) as threads:
         answers = list(
             threads.map(
-                lambda i: _ask(client, arguments, content, f"{concurrency}.{i}"),
-                range(count),
+                lambda i: _ask(client, arguments, content, f"{tag}.{i}"), range(count)
             )
         )
-    seconds = time.perf_counter() - start
+    return answers, time.perf_counter() - start
+
+
+def _row(mode: str, concurrency: int, rounds: list[tuple[list[Answer], float]]) -> Row:
+    answers = [answer for measured, _ in rounds for answer in measured]
     first = sorted(answer.first_token * 1000 for answer in answers)
+    rates = [
+        sum(answer.tokens for answer in measured) / seconds
+        for measured, seconds in rounds
+    ]
     return Row(
         mode=mode,
         concurrency=concurrency,
-        requests=count,
+        requests=len(answers),
         ttft_ms_median=round(statistics.median(first), 1),
         ttft_ms_p90=round(first[math.ceil(0.9 * len(first)) - 1], 1),
-        tokens_per_second=round(sum(a.tokens for a in answers) / seconds, 2),
+        tokens_per_second=round(statistics.median(rates), 2),
+        tokens_per_second_best=round(max(rates), 2),
     )
 
 
@@ -153,6 +247,7 @@ def _ask(
     start = time.perf_counter()
     first = None
     tokens = 0
+    words: list[str] = []
     stream = client.chat.completions.create(
         model=arguments.model,
         messages=[{"role": "user", "content": message}],  # type: ignore[misc]
@@ -165,11 +260,12 @@ def _ask(
     for part in stream:
         if first is None and part.choices:
             first = time.perf_counter() - start
+        words += [choice.delta.content or "" for choice in part.choices]
         if part.usage is not None:
             tokens = part.usage.completion_tokens
     if first is None or tokens == 0:
         raise RuntimeError(f"request {tag} gave no tokens")
-    return Answer(first, time.perf_counter() - start, tokens)
+    return Answer(first, time.perf_counter() - start, tokens, "".join(words))
 
 
 def _content(mode: str) -> list[dict[str, Any]]:
@@ -245,12 +341,20 @@ def measure_hop() -> dict[str, float]:
 def _print_table(rows: list[Row], hop: dict[str, float]) -> None:
     if rows:
         print(f"{'mode':6} {'clients':>7} {'requests':>8} {'TTFT ms':>9} {'p90':>9} "
-              f"{'tokens/s':>9}")  # fmt: skip
+              f"{'tokens/s':>9} {'best':>9}")  # fmt: skip
     for row in rows:
         print(
             f"{row.mode:6} {row.concurrency:7} {row.requests:8} "
-            f"{row.ttft_ms_median:9} {row.ttft_ms_p90:9} {row.tokens_per_second:9}"
+            f"{row.ttft_ms_median:9} {row.ttft_ms_p90:9} {row.tokens_per_second:9} "
+            f"{row.tokens_per_second_best:9}"
         )
+    for mode in dict.fromkeys(row.mode for row in rows):
+        rates = {r.concurrency: r.tokens_per_second for r in rows if r.mode == mode}
+        few, many = min(rates), max(rates)
+        print(f"{mode}: {many} clients get {rates[many] / rates[few]:.1f} times the "
+              f"tokens a second of {few}")  # fmt: skip
+    if not hop:
+        return
     print(f"hop of {HOP_SCALE * HOP_SCALE} x {HOP_WIDTH} bf16 rows, encode and decode:")
     for name in ("json_numbers", "bytes"):
         print(f"  {name:12} {hop[f'{name}_bytes']:>10} bytes "
