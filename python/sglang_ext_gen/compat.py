@@ -227,6 +227,11 @@ STOCK: dict[str, dict[str, str]] = {
     "sglang.srt.configs.bailing_moe_v2": {
         "BailingMM2Config": "llm_config vision_config audio_config mrope_section"
     },
+    "sglang.srt.layers.attention.torch_native_backend": {
+        "TorchNativeAttnBackend._run_sdpa_forward_decode": "query output k_cache "
+        "v_cache req_to_token req_pool_indices seq_lens encoder_lens scaling "
+        "enable_gqa causal is_cross_attn sliding_window_size",
+    },
     "sglang.srt.layers.logits_processor": {
         "LogitsProcessor": "config",
         "LogitsProcessorOutput": "customized_info next_token_logits",
