@@ -11,12 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 FLOAT32 = {
     "dit_precision": "fp32",
     "vae_precision": "fp32",
     "text_encoder_precisions": ("fp32",),
 }
+
+# Layers of the tiny transformer that a written adapter changes; the three projections
+# of the text stream are one layer in stock's transformer.
+ADAPTED = (
+    "transformer_blocks.0.attn.to_q",
+    "transformer_blocks.1.img_mlp.net.2",
+    "transformer_blocks.1.attn.add_k_proj",
+    "transformer_blocks.1.attn.add_q_proj",
+    "transformer_blocks.1.attn.add_v_proj",
+)
+ADAPTER_RANK = 2
 
 
 def start_runtime() -> None:
@@ -123,3 +135,23 @@ def copy_checkpoint(source: Path, target: Path, **changes: dict[str, Any]) -> Pa
         content = json.loads(file.read_text("utf-8"))
         file.write_text(json.dumps({**content, **values}), "utf-8")
     return target
+
+
+def write_adapter(path: Path, seed: int, alpha: float | None, base: dict) -> dict:
+    """An adapter for ``ADAPTED``; returns what it adds to each weight at strength 1."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors, change = {}, {}
+    for layer in ADAPTED:
+        out_features, in_features = base[f"{layer}.weight"].shape
+        down = (
+            torch.randn(ADAPTER_RANK, in_features, generator=generator)
+            / in_features**0.5
+        )
+        up = torch.randn(out_features, ADAPTER_RANK, generator=generator)
+        tensors[f"transformer.{layer}.lora_A.weight"] = down
+        tensors[f"transformer.{layer}.lora_B.weight"] = up
+        if alpha is not None:
+            tensors[f"transformer.{layer}.alpha"] = torch.tensor(alpha)
+        change[f"{layer}.weight"] = (alpha or ADAPTER_RANK) / ADAPTER_RANK * (up @ down)
+    save_file(tensors, path)
+    return change

@@ -40,7 +40,6 @@ STOCK: dict[str, dict[str, str]] = {
         "_NormScaleShift.forward_cpu": "",
         "_ScaleResidualNormScaleShift.forward_cpu": "",
     },
-    f"{_RUN}.entrypoints.openai.utils": {"build_sampling_params": ""},
     f"{_GEN}.configs.pipeline_configs.qwen_image": {
         "QwenImageEditPlusPipelineConfig": "",
         "QwenImagePipelineConfig": "",
@@ -106,7 +105,14 @@ STOCK: dict[str, dict[str, str]] = {
         "shard_like": "",
         "tail_attn_meta": "",
     },
+    f"{_RUN}.entrypoints.control_requests": {"SetLoraReq": "lora_nickname"},
+    f"{_RUN}.entrypoints.openai.common_api": {
+        "_handle_lora_request": "req success_msg failure_msg",
+        "list_loras": "",
+    },
     f"{_RUN}.entrypoints.diffusion_generator": {
+        "DiffGenerator.list_loras": "",
+        "DiffGenerator.set_lora": "lora_nickname",
         "DiffGenerator": "server_args",
         "DiffGenerator._log_summary": "results",
         "DiffGenerator._resolve_image_paths_per_prompt": "prompts image_paths",
@@ -161,7 +167,17 @@ STOCK: dict[str, dict[str, str]] = {
         "AutoencoderKLWan.decode": "z",
         "AutoencoderKLWan.encode": "",
     },
-    f"{_RUN}.pipelines_core": {"LoRAPipeline": "", "Req": ""},
+    f"{_RUN}.pipelines_core": {
+        "LoRAPipeline": "",
+        "LoRAPipeline._normalize_lora_params": "lora_nickname lora_path strength "
+        "target lora_alpha",
+        "LoRAPipeline.get_lora_status": "",
+        "LoRAPipeline.load_lora_adapter": "lora_path lora_nickname rank weight_name "
+        "lora_alpha",
+        "LoRAPipeline.set_lora": "lora_nickname lora_path target strength merge_mode "
+        "lora_alpha cache_merged",
+        "Req": "",
+    },
     f"{_RUN}.pipelines_core.composed_pipeline_base": {
         "ComposedPipelineBase._load_config": "",
         "ComposedPipelineBase.add_stage": "",
@@ -201,12 +217,14 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.server_args": {
         "ServerArgs": "model_path pipeline_config prompt_file_path tp_size "
         "ulysses_degree enable_cfg_parallel served_model_name",
+        "get_global_server_args": "",
         "ServerArgs.add_cli_args": "parser",
         "ServerArgs.from_cli_args": "args unknown_args default_args argv",
     },
     f"{_RUN}.utils.argparse": {"FlexibleArgumentParser": "", "StoreBoolean": ""},
     f"{_RUN}.utils.hf_diffusers_utils": {
-        "maybe_download_model": "force_diffusers_model"
+        "maybe_download_lora": "model_name_or_path weight_name",
+        "maybe_download_model": "force_diffusers_model",
     },
     f"{_RUN}.utils.logging_utils": {"init_logger": ""},
     f"{_RUN}.utils.perf_logger": {

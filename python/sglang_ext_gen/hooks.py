@@ -80,6 +80,23 @@ HOOKS: tuple[Hook, ...] = (
         remove_when="generate raises the worker's error and groups its prompts.",
     ),
     Hook(
+        target=f"{_ENTRYPOINTS}.diffusion_generator.DiffGenerator.set_lora",
+        kind="around",
+        replacement="sglang_ext_gen.adapters:set_lora",
+        runtime="diffusion",
+        reason="Stock returns nothing: whether an adapter reached a layer is not said.",
+        remove_when="set_lora returns what it applied.",
+    ),
+    Hook(
+        target=f"{_ENTRYPOINTS}.openai.common_api._handle_lora_request",
+        kind="around",
+        replacement="sglang_ext_gen.adapters:handle_lora_request",
+        runtime="diffusion",
+        reason="As above, and an adapter that cannot be used is answered with 500.",
+        remove_when="/v1/set_lora answers with what was applied, and 400 for an "
+        "adapter that does not fit.",
+    ),
+    Hook(
         target=f"{_ENTRYPOINTS}.http_server.create_app",
         kind="after",
         replacement="sglang_ext_gen.serving.routes:install",
@@ -89,16 +106,6 @@ HOOKS: tuple[Hook, ...] = (
         "four formats.",
         remove_when="create_app takes middleware, and requests are checked by the "
         "model's own table of fields.",
-    ),
-    Hook(
-        target=f"{_ENTRYPOINTS}.openai.utils.build_sampling_params",
-        kind="around",
-        replacement="sglang_ext_gen.serving.edits:build_sampling_params",
-        runtime="diffusion",
-        reason="Stock's edits route reads a fixed list of form fields: sigmas, "
-        "max_sequence_length and a family's own fields are dropped.",
-        remove_when="The edits route reads image_request_extra_fields, as the "
-        "generations route does.",
     ),
     Hook(
         target="sglang.cli.utils.get_is_diffusion_model",

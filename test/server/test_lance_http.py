@@ -222,7 +222,7 @@ def test_uploads_are_deleted(openai, golden, video):
         ("videos", {"num_frames": 10_000}, "num_frames: 10000 given"),
         ("videos", {"seconds": 60}, "seconds: 60 given"),
         ("videos", {"seconds": "4", "num_frames": 9}, "choose one"),
-        ("videos", {"task_type": "i2v"}, "image_path: missing"),
+        ("videos", {"task_type": "i2v"}, "input_reference: missing"),
         ("videos", {"video_path": "/etc/passwd"}, "video_path: unknown field"),
         ("videos", {"video_url": "http://127.0.0.1/"}, "video_url: unknown field"),
     ],
@@ -246,8 +246,8 @@ def test_bad_uploads_are_refused(server, golden, tmp_path):
     noise = {"image": ("a.png", b"noise")}
     assert "not a readable picture" in post(edits, noise, **ask)
     two = [("image[]", ("a.png", picture)), ("image[]", ("b.png", picture))]
-    assert "2 files given, expected one" in post(edits, two, **ask)
-    assert "a file given" in post(edits, {"mask": ("m.png", picture)}, **ask)
+    assert "image: 2 sources given" in post(edits, two, **ask)
+    assert "not by a mask" in post(edits, {"mask": ("m.png", picture)}, **ask)
     assert "image: missing" in post(edits, {"": ("", b"")}, **ask)
     assert "takes the size of its source" in post(
         edits, {"image": ("a.png", picture)}, size="64x64", **ask

@@ -2,8 +2,11 @@
 """Edits over HTTP: a real server, the ``openai`` client, good and bad pictures."""
 
 import base64
+import http.server
 import io
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,8 +26,16 @@ SMALL = {"reference_pixels": 128 * 128, "num_inference_steps": 3}
 
 
 @pytest.fixture(scope="module")
-def server(serve: Callable[..., Server]) -> Server:
-    return serve(GOLDEN / "Qwen-Image-Edit-2509", *FLOAT32)
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's folder for temporary files."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def server(serve: Callable[..., Server], temporary: Path) -> Server:
+    # One host of this machine is allowed, under one of its names.
+    environment = {"SGLANG_EXT_GEN_MEDIA_HOSTS": "localhost", "TMPDIR": str(temporary)}
+    return serve(GOLDEN / "Qwen-Image-Edit-2509", *FLOAT32, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +103,73 @@ def test_the_size_follows_the_last_reference(openai: OpenAI) -> None:
     assert read_rgb(image).shape == (736, 1440, 3)
 
 
+class _Pictures(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = picture() if self.path == "/picture" else b"no picture"
+        self.send_response(404 if self.path == "/missing" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Of a file server on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Pictures) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running.server_port
+        running.shutdown()
+
+
+def test_a_picture_by_its_address(server: Server, openai: OpenAI, port: int) -> None:
+    (expected,) = edit(openai, [picture(48, 80), picture()], seed=5, **SMALL)
+    response = httpx.post(
+        server.url + EDITS,
+        data={
+            **{"prompt": "make it blue", "size": "128x128", "output_format": "png"},
+            **{"seed": "5", "url": f"http://localhost:{port}/picture"},
+            **{name: str(value) for name, value in SMALL.items()},
+        },
+        files=[("image", picture(48, 80))],
+        timeout=120,
+    )
+    assert response.status_code == 200, response.text
+    (item,) = response.json()["data"]
+    assert base64.b64decode(item["b64_json"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "field", "word"),
+    [
+        ("http://127.0.0.1:{port}/picture", "url", "not public"),
+        ("http://169.254.169.254/latest/meta-data", "url", "not public"),
+        ("http://localhost:{port}/missing", "url", "404"),
+        ("http://localhost:{port}/text", "image", "picture 1"),
+        ("file:///etc/passwd", "url", "http or https"),
+        ("/etc/passwd", "url", "http or https"),
+    ],
+)
+def test_bad_addresses(
+    server: Server, port: int, url: str, field: str, word: str
+) -> None:
+    response = httpx.post(
+        server.url + EDITS,
+        # Parts without a file name are texts.
+        files={
+            "prompt": (None, "make it blue"),
+            "url": (None, url.format(port=port)),
+        },
+        timeout=30,
+    )
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == field
+    assert word in error["message"]
+
+
 @pytest.mark.parametrize(
     ("images", "word"),
     [
@@ -141,3 +219,12 @@ def test_no_form_and_other_routes(server: Server) -> None:
     assert response.status_code == 415
     response = httpx.post(server.url + "/v1/images/generations", json={"prompt": "a"})
     assert response.status_code == 404
+
+
+def test_no_upload_is_left(server: Server, openai: OpenAI, temporary: Path) -> None:
+    edit(openai, [picture()], **SMALL)
+    with pytest.raises(BadRequestError):
+        edit(openai, [b"no picture"], **SMALL)
+    assert not list(temporary.glob("sglang-ext-gen-upload-*"))
+    kept = {file.name for file in (server.folder / "inputs").rglob("*.*")}
+    assert kept == {"warmup_image.png"}  # SGLang's own

@@ -3,14 +3,18 @@
 
 import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from openai import OpenAI
+from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN_ROOT
 from images import psnr, read_rgb
+from qwen_image_runtime import write_adapter
 from server.servers import FLOAT32, Server
 
 pytestmark = pytest.mark.slow
@@ -39,7 +43,8 @@ def server(
     # Found by its content: neither the name nor a parent says what it is.
     checkpoint = tmp_path_factory.mktemp("any") / "folder"
     checkpoint.symlink_to(GOLDEN / "Qwen-Image", target_is_directory=True)
-    return serve(checkpoint, *FLOAT32)
+    # For adapters; the routes are closed by default (test_ideogram4_http.py).
+    return serve(checkpoint, *FLOAT32, SGLANG_EXT_GEN_ALLOW_CONTROL_ROUTES="1")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,50 @@ def test_bad_requests(server: Server, change: dict[str, Any], field: str) -> Non
     error = response.json()["error"]
     assert error["param"] == field
     assert field in error["message"]
+
+
+def set_lora(server: Server, **fields: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/set_lora", json=fields, timeout=60)
+
+
+def test_adapters(server: Server, openai: OpenAI, tmp_path: Path) -> None:
+    (plain,) = generate(openai)
+    base = load_file(
+        GOLDEN / "Qwen-Image" / "transformer" / "diffusion_pytorch_model.safetensors"
+    )
+    paths = {name: str(tmp_path / f"{name}.safetensors") for name in ("a", "b", "c")}
+    alphas = (None, 3.0, 0.5)
+    for seed, (path, alpha) in enumerate(zip(paths.values(), alphas, strict=True)):
+        write_adapter(Path(path), seed, alpha, base)
+    pictures: dict[str, bytes] = {}
+    for name in ("a", "b", "c", "a", "c", "b"):
+        response = set_lora(server, lora_nickname=name, lora_path=paths[name])
+        assert response.status_code == 200, response.text
+        (adapter,) = response.json()["adapters"]
+        assert (adapter["nickname"], adapter["path"]) == (name, paths[name])
+        assert adapter["matched_layers"] == 3
+        (image,) = generate(openai)
+        assert psnr(image, pictures.setdefault(name, image)) >= 48
+    assert len({plain, *pictures.values()}) == 4
+
+    write_adapter(Path(paths["a"]), 9, None, base)
+    wrong = {"transformer.blocks.9.attn.to_q.lora_A.weight": torch.ones(2, 64)}
+    save_file({**load_file(paths["a"]), **wrong}, paths["a"])
+    for fields, word in (
+        ({"lora_nickname": "a", "lora_path": paths["a"]}, "blocks.9.attn.to_q"),
+        ({"lora_nickname": "x", "lora_path": "/nowhere/x.safetensors"}, "lora_path"),
+        ({"lora_nickname": ["b", "c"], "lora_path": [paths["b"]]}, "lora_nickname"),
+    ):
+        response = set_lora(server, **fields)
+        assert response.status_code == 400, response.text
+        assert word in response.json()["error"]["message"]
+        (image,) = generate(openai)
+        assert psnr(image, pictures["b"]) >= 48
+
+    response = httpx.post(f"{server.url}/v1/unmerge_lora_weights", json={}, timeout=60)
+    assert response.status_code == 200, response.text
+    (image,) = generate(openai)
+    assert psnr(image, plain) >= 48
 
 
 def test_the_server_still_works(server: Server) -> None:

@@ -8,7 +8,11 @@ is refused early, in OpenAI's error format, or it means exactly what it says.
     limits.py        sizes and times, one place
     served_model.py  which family this server runs, and its rules
     bodies.py        bytes -> one JSON object
+    uploads.py       bytes of a form -> fields and files
     images.py        JSON object -> checked fields of an image request
+    edits.py         form -> an image request with pictures to work from
+    videos.py        form or JSON object -> checked fields of a video request
+    urls.py          what a client's URL may reach
     replies.py       refusals and failures in OpenAI's error format
     routes.py        the middleware that ties them together, and its installation
     child_server.py  a server as a child process that cannot outlive its parent

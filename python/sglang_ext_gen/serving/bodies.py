@@ -79,18 +79,18 @@ def _declared_length(headers: Headers) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def check_content_type(headers: Headers) -> None:
-    """Raise unless the body is declared as plain JSON.
+def check_content_type(headers: Headers, expected: str = "application/json") -> None:
+    """Raise unless the body is declared as ``expected``, with no encoding on top.
 
     Raises:
         Refusal: 415, naming the header.
     """
     given = headers.get("content-type", "")
     media_type = given.partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type != expected:
         raise Refusal(
             415,
-            f"Content-Type: {shorten(given)!r} given, expected application/json",
+            f"Content-Type: {shorten(given)!r} given, expected {expected}",
             code="unsupported_media_type",
         )
     encoding = headers.get("content-encoding", "identity")

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.request_fields import RequestField
+from sglang_ext_gen.request_fields import Kind, RequestField
 from sglang_ext_gen.serving.bodies import unwrap_fields
 from sglang_ext_gen.serving.replies import Refusal, shorten
 from sglang_ext_gen.serving.served_model import ServedModel
@@ -95,11 +95,19 @@ REFUSED: dict[str, str] = {
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
 
 
+def field_kinds(model: ServedModel) -> dict[str, Kind]:
+    """Name -> kind of every field that a form may hold, ``n`` and ``size`` included."""
+    fields = (*model.table, *FORWARDED, *WITHOUT_EFFECT)
+    kinds: dict[str, Kind] = {"n": "int", "size": "str", "url": "strs"}
+    return kinds | {field.name: field.kind for field in fields}
+
+
 def checked_image_body(
     body: Mapping[str, Any],
     model: ServedModel,
     *,
-    sources: Mapping[str, str] | None = None,
+    sources: Mapping[str, str | list[str]] | None = None,
+    spelling: Mapping[str, str] | None = None,
     forwarded: tuple[RequestField, ...] = FORWARDED,
 ) -> dict[str, Any]:
     """Check an image request and rewrite it as a flat body.
@@ -108,6 +116,7 @@ def checked_image_body(
         body: The JSON object that the client sent.
         model: The model that would run it.
         sources: Family fields that are set from the client's uploads.
+        spelling: The family's name of such a field -> the client's, for messages.
         forwarded: Fields of the protocol that stock honours on the route.
 
     Returns:
@@ -127,11 +136,11 @@ def checked_image_body(
     for field in WITHOUT_EFFECT:
         protocol.pop(field.name, None)
     _check_prompt_type(given.get("prompt"))
-    spelling = _spell_as_family(given)
+    names = {**(spelling or {}), **_spell_as_family(given)}
     try:
         checked = model.check({**given, **(sources or {})})
     except RequestError as error:
-        raise _spell_as_client(error, spelling) from error
+        raise _spell_as_client(error, names) from error
     if "num_outputs_per_prompt" in checked:
         checked["n"] = checked.pop("num_outputs_per_prompt")
     # Stock's default of 1024x1024 would replace the family's own default.

@@ -9,7 +9,8 @@ family: ``models/<family>/request.py``.
 # escapes it is at most 12 bytes a character, 786 kB.
 MAX_JSON_BODY_BYTES = 1 << 20
 
-# A form with a source picture or video in it; no more than what is discarded.
+# A form with source pictures or a video in it, such as ten photographs of 6 MB each;
+# also all that an edit names by its address. No more than what is discarded.
 MAX_UPLOAD_BODY_BYTES = 64 << 20
 
 # A refused body is read to its end, and thrown away, up to this many bytes: a client
@@ -22,9 +23,6 @@ MAX_BODY_SECONDS = 30.0
 
 # Names and values that a client sent are cut to this many characters in a message.
 MAX_ECHOED_CHARACTERS = 60
-
-# A form with pictures: an edit. Ten photographs of 6 MB each.
-MAX_FORM_BODY_BYTES = 64 << 20
 
 # Parts of a form of one kind, files or texts; every field of a request once.
 MAX_FORM_PARTS = 256

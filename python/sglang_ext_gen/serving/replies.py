@@ -10,15 +10,13 @@ that carries its reason.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import Message, Send
 
 from sglang_ext_gen.errors import ExtGenError
 from sglang_ext_gen.serving.limits import MAX_ECHOED_CHARACTERS
-
-# Fields that have another name over HTTP than in Python.
-_HTTP_NAMES = {"image_path": "image"}
 
 
 class Refusal(ExtGenError):
@@ -66,15 +64,15 @@ def error_object(
 
 
 def restate_error(
-    status: int, body: bytes, fields: frozenset[str] = frozenset()
+    status: int, body: bytes, names: Mapping[str, str] | None = None
 ) -> dict[str, Any] | None:
     """Say a stock error body in OpenAI's format.
 
     Args:
         status: HTTP status of the reply.
         body: Its body.
-        fields: Request fields. A ``RequestError`` that stock has turned into text
-            starts with one of them.
+        names: Request fields -> what the client calls them. A ``RequestError`` that
+            stock has turned into text starts with one of them.
 
     Returns:
         The new body, or ``None`` when the reply is best left as it is: it has the
@@ -89,13 +87,11 @@ def restate_error(
         return error_object(status, json.dumps(reply))
     detail = reply.get("detail", reply.get("error"))
     if isinstance(detail, str):
-        name = detail.partition(":")[0]
-        if name in _HTTP_NAMES:
-            detail = _HTTP_NAMES[name] + detail.removeprefix(name)
-            return error_object(status, detail, _HTTP_NAMES[name], "invalid_value")
-        if name in fields:
-            return error_object(status, detail, name, "invalid_value")
-        return error_object(status, detail)
+        name, _, reason = detail.partition(":")
+        shown = (names or {}).get(name)
+        if shown is None:
+            return error_object(status, detail)
+        return error_object(status, f"{shown}:{reason}", shown, "invalid_value")
     if isinstance(detail, list) and detail:
         return _restate_validation(status, detail[0])
     return None
@@ -114,12 +110,12 @@ class OpenAIErrors:
 
     Args:
         send: Where replies go.
-        fields: Names of request fields.
+        names: Request fields -> what the client calls them.
     """
 
-    def __init__(self, send: Send, fields: frozenset[str]) -> None:
+    def __init__(self, send: Send, names: Mapping[str, str]) -> None:
         self._send = send
-        self._fields = fields
+        self._names = names
         self._held: Message | None = None
         self._body = bytearray()
         self.has_sent = False
@@ -149,7 +145,7 @@ class OpenAIErrors:
         await self._reply(500, error_object(500, reason, code="internal_error"))
 
     async def _restate(self, start: Message) -> None:
-        body = restate_error(start["status"], bytes(self._body), self._fields)
+        body = restate_error(start["status"], bytes(self._body), self._names)
         if body is not None:
             kept = tuple(
                 (name.decode("latin-1"), value.decode("latin-1"))

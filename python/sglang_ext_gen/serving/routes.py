@@ -20,13 +20,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.serving import bodies, edits, images, limits, media, uploads
+from sglang_ext_gen.serving import bodies, edits, images, limits, uploads, videos
 from sglang_ext_gen.serving.replies import OpenAIErrors, Refusal, shorten
 from sglang_ext_gen.serving.served_model import ServedModel, ServerArgs, served_model
 
 logger = logging.getLogger(__name__)
 
 _READING = ("GET", "HEAD", "OPTIONS")
+# Route -> the family's name of a field -> the client's.
+_SPELLINGS = {edits.PATH: edits.SPELLING, videos.PATH: videos.SPELLING}
+# A control route's fields that an error may name.
+_LORA_FIELDS = ("lora_alpha", "lora_nickname", "lora_path", "strength", "target")
 
 # Stock routes for the operator. Some load weights or adapters from a path that the
 # client names, one unpickles what the client sends.
@@ -69,6 +73,7 @@ class RequestGuard:
     def __init__(self, app: ASGIApp, model: ServedModel) -> None:
         self._app = app
         self._model = model
+        self._kinds = images.field_kinds(model)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -78,7 +83,8 @@ class RequestGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        reply = OpenAIErrors(send, self._model.fields)
+        names = {name: name for name in (*self._model.fields, *_LORA_FIELDS)}
+        reply = OpenAIErrors(send, names | _SPELLINGS.get(scope["path"], {}))
         folders: list[Path] = []
         status = 500
 
@@ -105,7 +111,7 @@ class RequestGuard:
             await reply.fail(error)
         finally:
             # A video job that was accepted reads its source later and deletes it.
-            if asked_for != media.VIDEOS or status >= 400:
+            if asked_for != videos.PATH or status >= 400:
                 for folder in folders:
                     uploads.release(folder / "any")
 
@@ -116,13 +122,10 @@ class RequestGuard:
         method, path = scope["method"], scope["path"]
         headers = Headers(scope=scope)
         if path in self._model.routes and method == "POST":
-            if path == edits.PATH and images.PATH not in self._model.routes:
-                return await self._checked_edit_request(scope, receive)
-            # A family that generates too runs its edits through that route.
-            if path in (media.EDITS, media.VIDEOS):
-                return await self._checked_media_request(scope, receive, folders)
-            return await self._checked_image_request(scope, receive)
-        is_job_list = path == media.VIDEOS and method in _READING
+            if path == images.PATH:
+                return await self._checked_image_request(scope, receive)
+            return await self._checked_source_request(scope, receive, folders)
+        is_job_list = path == videos.PATH and method in _READING
         if path in self._model.routes and method != "OPTIONS" and not is_job_list:
             await bodies.discard_body(headers, receive)
             raise Refusal(
@@ -151,48 +154,30 @@ class RequestGuard:
         return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
 
     def _is_video_job(self, path: str) -> bool:
-        is_served = media.VIDEOS in self._model.routes
-        return is_served and path.startswith(f"{media.VIDEOS}/")
+        is_served = videos.PATH in self._model.routes
+        return is_served and path.startswith(f"{videos.PATH}/")
 
-    async def _checked_media_request(
+    async def _checked_source_request(
         self, scope: Scope, receive: Receive, folders: list[Path]
     ) -> tuple[Scope, Receive]:
+        """An edit or a video: a form with sources, for a video also plain JSON."""
         headers = Headers(scope=scope)
-        is_form = uploads.is_form(headers)
+        is_edit, is_form = scope["path"] == edits.PATH, uploads.is_form(headers)
         limit = limits.MAX_UPLOAD_BODY_BYTES if is_form else limits.MAX_JSON_BODY_BYTES
         body = await bodies.read_body(headers, receive, limit)
-        form = uploads.Form({}, ())
-        if is_form:
+        if is_edit or is_form:
+            bodies.check_content_type(headers, "multipart/form-data")
             folders.append(uploads.new_folder())
-            texts = self._model.texts | media.TEXTS
-            form = await uploads.read_form(headers, body, texts, folders[0])
-        if scope["path"] == media.EDITS:
-            if not is_form:
-                raise Refusal(
-                    415,
-                    "expected multipart/form-data with the picture as image",
-                    code="unsupported_media_type",
-                )
-            checked = media.checked_edit_body(form, self._model)
+            form = await uploads.read_form(headers, body, self._kinds, folders[0])
+        else:
+            bodies.check_content_type(headers)
+            form = uploads.Form(bodies.unwrap_fields(bodies.parse_json_object(body)))
+        if is_edit:
+            checked = await edits.checked_edit_body(form, self._model, folders[0])
             scope = {**scope, "path": images.PATH, "raw_path": images.PATH.encode()}
         else:
-            fields = form.fields
-            if not is_form:
-                bodies.check_content_type(headers)
-                fields = bodies.unwrap_fields(bodies.parse_json_object(body))
-            checked = media.checked_video_body(fields, form, self._model)
+            checked = videos.checked_video_body(form, self._model)
         return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
-
-    async def _checked_edit_request(
-        self, scope: Scope, receive: Receive
-    ) -> tuple[Scope, Receive]:
-        headers = Headers(scope=scope)
-        body = await bodies.read_body(headers, receive, limits.MAX_FORM_BODY_BYTES)
-        edits.check_content_type(headers)
-        kind, form = await edits.checked_edit_form(headers, body, self._model)
-        scope, receive = _with_body(scope, receive, form)
-        MutableHeaders(scope=scope)["content-type"] = kind
-        return scope, receive
 
     def _closed_route(self, method: str, path: str) -> Refusal:
         if path in CONTROL_ROUTES:

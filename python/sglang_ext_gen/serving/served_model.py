@@ -9,8 +9,6 @@ from sglang_ext_gen import envs
 from sglang_ext_gen.registry import family_of_config, resolve
 from sglang_ext_gen.request_fields import RequestField
 
-TEXT_KINDS = ("str", "strs")
-
 
 class ServerArgs(Protocol):
     """What the door reads of SGLang's server arguments."""
@@ -24,23 +22,24 @@ class ServedModel:
 
     Args:
         title: Name of the family for people.
-        fields: Names of the family's request fields that HTTP may set.
-        table: The same fields, with their types.
+        table: The family's request fields that HTTP may set.
         routes: Paths of the POST routes that this family serves.
         check: Checks the fields alone and together; returns them in their own
             types; raises ``RequestError``.
-        texts: Names of the fields that are text; in a form all others are JSON.
         allows_control: Whether the operator opened the routes that load weights and
             adapters from paths given by the client.
     """
 
     title: str
-    fields: frozenset[str]
+    table: tuple[RequestField, ...]
     routes: frozenset[str]
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
-    texts: frozenset[str] = frozenset()
-    table: tuple[RequestField, ...] = ()
     allows_control: bool = False
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields in ``table``."""
+        return frozenset(field.name for field in self.table)
 
 
 def served_model(server_args: ServerArgs) -> ServedModel | None:
@@ -51,10 +50,8 @@ def served_model(server_args: ServerArgs) -> ServedModel | None:
     fields = resolve(family.request_fields)
     return ServedModel(
         title=family.title,
-        fields=frozenset(field.name for field in fields if field.doors == "all"),
+        table=tuple(field for field in fields if field.doors == "all"),
         routes=frozenset(family.http_routes),
         check=resolve(family.check_request),
-        texts=frozenset(field.name for field in fields if field.kind in TEXT_KINDS),
-        table=tuple(field for field in fields if field.doors == "all"),
         allows_control=envs.allows_control_routes(),
     )

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The form of an edit: what is read, what is refused, what stock gets."""
+"""An edit becomes a generation with pictures; every field of the family is checked."""
 
 import asyncio
-from collections.abc import Mapping
+import http.server
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from starlette.datastructures import Headers
 
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.models.lance import request as lance
 from sglang_ext_gen.request_fields import RequestField
-from sglang_ext_gen.serving import edits
+from sglang_ext_gen.serving import edits, limits
 from sglang_ext_gen.serving.replies import Refusal
 from sglang_ext_gen.serving.served_model import ServedModel
+from sglang_ext_gen.serving.uploads import Form, Upload
 
 TABLE = (
     RequestField("prompt", "strs", "Text."),
+    RequestField("image_path", "strs", "Pictures.", doors="cli"),
     RequestField("seed", "int", "Seed.", minimum=0),
     RequestField("sigmas", "floats", "Levels.", minimum=0, maximum=1),
     RequestField("width", "int", "Width.", multiple_of=16),
@@ -35,97 +39,129 @@ def check(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-MODEL = ServedModel(
-    title="Test",
-    fields=frozenset(field.name for field in TABLE),
-    routes=frozenset({edits.PATH}),
-    check=check,
-    table=TABLE,
-)
-PICTURE = ("image", ("a.png", b"\x89PNG", "image/png"))
+def served(table: Any, check: Any) -> ServedModel:
+    fields = tuple(field for field in table if field.doors == "all")
+    return ServedModel("Test", fields, frozenset({edits.PATH}), check)
 
 
-def send(data: dict[str, Any], files: list[Any]) -> tuple[httpx.Request, dict]:
-    """Check a form; returns what stock gets and the fields kept for the family."""
-    given = httpx.Request("POST", "http://test", data=data, files=files)
-    headers = Headers(dict(given.headers))
-
-    async def run() -> tuple[tuple[str, bytes], dict]:
-        form = await edits.checked_edit_form(headers, given.read(), MODEL)
-        kept = edits.build_sampling_params(lambda request_id, **fields: fields, "id")
-        return form, kept
-
-    (kind, body), kept = asyncio.run(run())
-    request = httpx.Request(
-        "POST", "http://test", content=body, headers={"content-type": kind}
-    )
-    return request, kept
+MODEL = served(TABLE, check)
+LANCE = served(lance.REQUEST_FIELDS, lance.check_request)
+FILES = (Upload("image", Path("/up/0.png")), Upload("image[]", Path("/up/1")))
 
 
-def test_fields_reach_the_family_in_their_types() -> None:
-    data = {
-        "prompt": "12",
-        "seed": "3",
-        "sigmas[]": ["1.0", "0.5"],
-        "n": "2",
-        "size": "64x32",
-        "response_format": "b64_json",
-        "model": "test-model",
+def send(
+    fields: dict[str, Any],
+    files: tuple[Upload, ...] = FILES[:1],
+    model: ServedModel = MODEL,
+    folder: Path = Path("/none"),
+) -> dict[str, Any]:
+    return asyncio.run(edits.checked_edit_body(Form(fields, files), model, folder))
+
+
+def test_every_field_reaches_the_family() -> None:
+    fields = {
+        **{"prompt": "12", "seed": 3, "sigmas": [1, 0.5], "n": 2, "size": "64x32"},
+        **{"output_format": "png", "model": "any"},
     }
-    request, kept = send(data, [PICTURE, PICTURE])
-    assert kept == {
-        "prompt": "12",
-        "seed": 3,
-        "sigmas": [1.0, 0.5],
-        "num_outputs_per_prompt": 2,
-        "width": 64,
-        "height": 32,
+    assert send(fields, FILES) == {
+        **{"prompt": "12", "seed": 3, "sigmas": [1.0, 0.5], "n": 2, "size": None},
+        **{"width": 64, "height": 32, "image_path": ["/up/0.png", "/up/1"]},
+        **{"output_format": "png", "response_format": "b64_json"},
     }
-    body = request.read()
-    assert body.count(b'name="image"; filename=') == 2
-    assert b'name="response_format"\r\n\r\nb64_json' in body
-    assert b"seed" not in body
 
 
-def test_a_list_in_one_part() -> None:
-    _, kept = send({"prompt": "a", "sigmas": "[1, 0.25]"}, [("image[]", PICTURE[1])])
-    assert kept["sigmas"] == [1.0, 0.25]
-
-
-def test_fields_of_one_task_are_not_seen_by_another() -> None:
-    send({"prompt": "a", "seed": "3"}, [PICTURE])
-    assert edits.build_sampling_params(lambda rid, **fields: fields, "id") == {}
+def test_no_size_leaves_it_to_the_family() -> None:
+    for fields in ({"prompt": "a"}, {"prompt": "a", "size": "auto"}):
+        assert not {"width", "height"} & send(fields).keys()
+    assert send({"prompt": "a"})["size"] is None
 
 
 @pytest.mark.parametrize(
-    ("data", "files", "field"),
+    ("fields", "files", "field"),
     [
-        ({"prompt": "a"}, [("other", PICTURE[1])], "image"),
-        ({"prompt": "a"}, [PICTURE] * 17, "image"),
-        ({"prompt": "a", "seed": "many"}, [PICTURE], "seed"),
-        ({"prompt": "a", "seed": ["1", "2"]}, [PICTURE], "seed"),
-        ({"prompt": "a", "sigmas": "[2]"}, [PICTURE], "sigmas"),
-        ({"seed": "1"}, [PICTURE], "prompt"),
-        ({"prompt": "a"}, [PICTURE, ("mask", PICTURE[1])], "mask"),
-        ({"prompt": "a", "url": "http://x"}, [PICTURE], "url"),
-        ({"prompt": "a", "size": "64x33"}, [PICTURE], "size"),
+        ({"prompt": "a"}, (), "image"),
+        ({"prompt": "a"}, (Upload("other", Path("x")),), "other"),
+        ({"prompt": "a"}, FILES[:1] * (limits.MAX_IMAGES + 1), "image"),
+        ({"prompt": "a", "url": ["http://x"] * 16}, FILES[:1], "image"),
+        ({"prompt": "a", "image": "http://x"}, FILES[:1], "image"),
+        ({"prompt": "a", "mask": "x"}, FILES[:1], "mask"),
+        ({"prompt": "a"}, (*FILES, Upload("mask", Path("x"))), "mask"),
+        ({"prompt": "a", "input_fidelity": "high"}, FILES[:1], "input_fidelity"),
+        ({"prompt": "a", "seed": "many"}, FILES[:1], "seed"),
+        ({"prompt": "a", "sigmas": [2]}, FILES[:1], "sigmas"),
+        ({"prompt": ["a", "b"]}, FILES[:1], "prompt"),
+        ({"seed": 1}, FILES[:1], "prompt"),
+        ({"prompt": "a", "size": "64x33"}, FILES[:1], "size"),
+        ({"prompt": "a", "url": "file:///etc/passwd"}, (), "url"),
+        ({"prompt": "a", "url": "http://127.0.0.1/"}, (), "url"),
     ],
 )
-def test_refused(data: dict[str, Any], files: list[Any], field: str) -> None:
+def test_refused(fields: dict[str, Any], files: Any, field: str) -> None:
     with pytest.raises(RequestError) as caught:
-        send(data, files)
+        send(fields, files)
     assert caught.value.field == field
 
 
-def test_an_unknown_field_is_refused() -> None:
-    with pytest.raises(Refusal, match="what"):
-        send({"prompt": "a", "what": "x"}, [PICTURE])
+@pytest.mark.parametrize("name", ["what", "image_path", "enhance_prompt", "flow_shift"])
+def test_an_unknown_field_is_refused(name: str) -> None:
+    with pytest.raises(Refusal, match=f"{name}: unknown field"):
+        send({"prompt": "a", name: "x"})
 
 
-def test_no_form() -> None:
-    with pytest.raises(Refusal, match="application/json"):
-        edits.check_content_type(Headers({"content-type": "application/json"}))
-    headers = Headers({"content-type": "multipart/form-data; boundary=x"})
-    for body in (b"nonsense", b"--x\r\n\r\nno name\r\n--x--\r\n"):
-        with pytest.raises((Refusal, RequestError)):
-            asyncio.run(edits.checked_edit_form(headers, body, MODEL))
+def test_the_family_says_how_many_pictures() -> None:
+    assert send({"prompt": "x"}, FILES[:1], LANCE)["image_path"] == ["/up/0.png"]
+    with pytest.raises(RequestError, match="image: 2 sources given, Lance takes one"):
+        send({"prompt": "x"}, FILES, LANCE)
+    with pytest.raises(RequestError, match="takes the size of its source"):
+        send({"prompt": "x", "size": "64x64"}, FILES[:1], LANCE)
+
+
+class _Pictures(http.server.BaseHTTPRequestHandler):
+    asked: tuple[str, ...] = ()
+
+    def do_GET(self) -> None:
+        _Pictures.asked += (self.path,)
+        body = self.path.encode() * 1000
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a server whose host the operator allows."""
+    monkeypatch.setenv("SGLANG_EXT_GEN_MEDIA_HOSTS", "127.0.0.1")
+    _Pictures.asked = ()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Pictures) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_addresses_follow_the_uploads(host: str, tmp_path: Path) -> None:
+    fields = {"prompt": "a", "url": [f"{host}/a", f"{host}/b"]}
+    body = send(fields, FILES, folder=tmp_path)
+    first, second, *fetched = body["image_path"]
+    assert [first, second] == ["/up/0.png", "/up/1"]
+    assert [Path(path).read_bytes()[:2] for path in fetched] == [b"/a", b"/b"]
+    assert all(Path(path).parent == tmp_path for path in fetched)
+
+
+def test_nothing_is_fetched_for_a_bad_request(host: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="seed"):
+        send({"prompt": "a", "seed": -1, "url": f"{host}/a"}, folder=tmp_path)
+    assert _Pictures.asked == ()
+
+
+def test_all_addresses_together_are_bounded(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_UPLOAD_BODY_BYTES", 3000)
+    send({"prompt": "a", "url": f"{host}/a"}, folder=tmp_path)
+    fields = {"prompt": "a", "url": [f"{host}/a", f"{host}/b"]}
+    with pytest.raises(RequestError, match=r"url: .*more than 1000 bytes"):
+        send(fields, folder=tmp_path)

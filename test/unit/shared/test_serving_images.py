@@ -17,7 +17,7 @@ from sglang_ext_gen.serving.served_model import ServedModel
 
 MODEL = ServedModel(
     title="Ideogram 4",
-    fields=frozenset(field.name for field in request.REQUEST_FIELDS),
+    table=request.REQUEST_FIELDS,
     routes=frozenset({images.PATH}),
     check=request.check_request,
 )

@@ -23,7 +23,7 @@ from sglang_ext_gen.serving.served_model import ServedModel
 def client(allows_control: bool = False) -> TestClient:
     model = ServedModel(
         title="Ideogram 4",
-        fields=frozenset(field.name for field in ideogram4.REQUEST_FIELDS),
+        table=ideogram4.REQUEST_FIELDS,
         routes=frozenset({images.PATH}),
         check=ideogram4.check_request,
         allows_control=allows_control,

@@ -1,27 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA adapters with an account of every key.
 
-Stock's loading and merging, with four contracts added:
+Stock's loading and merging, with these contracts added:
 
 - a key of an adapter that reaches no layer is an error that lists it (stock logs it);
-- ``alpha`` may be any number (stock cuts it to an integer, so 0.5 becomes 0);
+- ``alpha`` may be any number (stock cuts it to an integer, so 0.5 becomes 0); one that
+  is asked for beside the file's own is refused (stock ignores it);
 - what is in force is what was asked for: an adapter is loaded again when its file or
-  its alpha changed since (stock goes by name and path alone);
-- ``list_loras`` says how many layers each adapter matched.
+  its alpha changed since (stock goes by name and path alone), and nothing is taken
+  from the merges that stock keeps on disk, which do not see a changed checkpoint;
+- ``list_loras``, and the answer of ``set_lora`` with it, says how many layers each
+  adapter matched (``adapters.py``).
 """
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from sglang.multimodal_gen.runtime.pipelines_core import LoRAPipeline
+from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import maybe_download_lora
 from torch import Tensor
 
-from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.errors import CheckpointError, RequestError
 from sglang_ext_gen.weights.layout import read_header
 
 _SHOWN_KEYS = 8
@@ -36,7 +42,7 @@ class AdapterAccount:
     """What is known of a loaded adapter.
 
     Args:
-        fingerprint: Hash of its file, and the alpha that overrules the file's.
+        fingerprint: Hash of its files and of the alpha that was asked for.
         matched_layers: Layers that it changes.
     """
 
@@ -56,29 +62,70 @@ class AccountedLoRAPipeline(LoRAPipeline):
         self,
         lora_nickname: str | list[str],
         lora_path: str | list[str | None] | None = None,
-        *args: Any,
+        target: str | list[str] = "all",
+        strength: float | list[float] = 1.0,
+        lora_alpha: float | list[float | None] | None = None,
+        cache_merged: bool = False,
         **kwargs: Any,
     ) -> None:
         """As stock's; see the module docstring for what is added.
 
+        Args:
+            lora_nickname: One or several; the other arguments as long, or one for all.
+            lora_path: A file, a folder or a Hugging Face id; None is the loaded one.
+            target: As stock's.
+            strength: As stock's.
+            lora_alpha: For adapters whose weights come without one.
+            cache_merged: Not used; see the module docstring.
+            kwargs: Stock's ``merge_weights`` and ``merge_mode``.
+
         Raises:
-            ConfigError: The transformer holds FP8 weights.
-            CheckpointError: A key of an adapter reaches no layer.
+            RequestError: The transformer holds FP8 weights; lists differ in length; an
+                adapter cannot be read, or one of its keys reaches no layer.
         """
         if self.server_args.pipeline_config.weight_format == "fp8":
-            raise ConfigError(
-                "LoRA needs the released weights: an adapter cannot be merged into "
-                "FP8 without rounding it away; start without weight_format fp8"
+            raise RequestError(
+                "lora_path",
+                "an adapter cannot be merged into FP8 weights without rounding it "
+                "away; start without weight_format fp8",
             )
-        alphas = kwargs.get("lora_alpha")
-        for nickname, path, alpha in _rows(lora_nickname, lora_path, alphas):
-            account = self.lora_accounts.get(nickname)
-            if path is None or account is None:
-                continue
-            if account.fingerprint != fingerprint(path, alpha):
-                # Stock loads an adapter again when it does not know its path.
-                self._forget(nickname)
-        super().set_lora(lora_nickname, lora_path, *args, **kwargs)
+        with _blaming("lora_nickname"):
+            names, paths, strengths, targets, alphas = self._normalize_lora_params(
+                lora_nickname, lora_path, strength, target, lora_alpha
+            )
+        if len(set(names)) < len(names):
+            raise RequestError("lora_nickname", f"{names} given, expected each once")
+        paths = [
+            path or self.loaded_adapter_paths.get(name)
+            for name, path in zip(names, paths, strict=True)
+        ]
+        before = dict(self.lora_accounts)
+        try:
+            with _blaming("lora_path"):
+                self._forget_changed(names, paths, alphas)
+                super().set_lora(
+                    names, paths, targets, strengths, lora_alpha=alphas, **kwargs
+                )
+        except RequestError:
+            # What was loaded just now is not in force, and stock would think it is.
+            for name in names:
+                account = self.lora_accounts.get(name)
+                if account is None or account is not before.get(name):
+                    self._forget(name)
+            raise
+
+    def _forget_changed(
+        self,
+        names: list[str],
+        paths: list[str | None],
+        alphas: list[float | None],
+    ) -> None:
+        """Stock loads an adapter again when it does not know it."""
+        for name, path, alpha in zip(names, paths, alphas, strict=True):
+            account = self.lora_accounts.get(name)
+            if path is not None and account is not None:
+                if account.fingerprint != fingerprint(path, alpha):
+                    self._forget(name)
 
     def load_lora_adapter(
         self,
@@ -91,19 +138,28 @@ class AccountedLoRAPipeline(LoRAPipeline):
         """As stock's, then match every key with a layer.
 
         Raises:
-            CheckpointError: Lists the first keys that reach no layer.
+            RequestError: Lists the first keys that reach no layer.
         """
+        if weight_name is None and lora_path == self.server_args.lora_path:
+            weight_name = self.server_args.lora_weight_name
         super().load_lora_adapter(
             lora_path, lora_nickname, rank, weight_name, lora_alpha
         )
         adapter = self.lora_adapters[lora_nickname]
-        lost = unmatched_keys(adapter, self.lora_layers) + incomplete_groups(lora_path)
+        stored = list(
+            read_header(Path(maybe_download_lora(lora_path, weight_name=weight_name)))
+        )
+        lost = unmatched_keys(adapter, self.lora_layers) + incomplete_groups(stored)
         if lost:
-            self._forget(lora_nickname)
             shown = ", ".join(lost[:_SHOWN_KEYS])
-            raise CheckpointError(
+            raise RequestError(
+                "lora_path",
                 f"{lora_path}: {len(lost)} keys match no layer of the transformer "
-                f"({shown}); this adapter is for another model or damaged"
+                f"({shown}); this adapter is for another model or damaged",
+            )
+        if lora_alpha is not None and any(name.endswith(".alpha") for name in stored):
+            raise RequestError(
+                "lora_alpha", f"{lora_alpha:g} given, but the adapter has its own"
             )
         fold_alpha(adapter, self.loaded_adapter_alphas[lora_nickname])
         self.lora_accounts[lora_nickname] = AdapterAccount(
@@ -138,15 +194,13 @@ def fingerprint(path: str, alpha: float | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def incomplete_groups(path: str) -> list[str]:
-    """Keys of a text stream's q, k and v where not all three are there.
+def incomplete_groups(stored: Iterable[str]) -> list[str]:
+    """Names of a text stream's q, k and v where not all three are stored.
 
     Stock fuses the three and leaves out what it cannot fuse.
     """
-    files = _local_files(path, "safetensors")
-    names = [name for file in files for name in read_header(file)]
     found: dict[tuple[str, str], list[str]] = {}
-    for name in names:
+    for name in stored:
         match = _GROUPED.fullmatch(name)
         if match:
             found.setdefault((match["layer"], match["part"]), []).append(name)
@@ -201,18 +255,12 @@ def _layers(adapter: Mapping[str, Tensor]) -> list[str]:
     return [key.removesuffix(".lora_A") for key in adapter if key.endswith(".lora_A")]
 
 
-def _rows(
-    nicknames: str | Sequence[str],
-    paths: str | Sequence[str | None] | None,
-    alphas: Any,
-) -> list[tuple[str, str | None, float | None]]:
-    """Adapter by adapter: nickname, path, alpha that overrules the file's."""
-    names = [nicknames] if isinstance(nicknames, str) else list(nicknames)
-    all_paths = list(paths) if isinstance(paths, (list, tuple)) else [paths]
-    all_alphas = list(alphas) if isinstance(alphas, (list, tuple)) else [alphas]
-    count = len(names)
-    if len(all_paths) == 1:
-        all_paths *= count
-    if len(all_alphas) == 1:
-        all_alphas *= count
-    return list(zip(names, all_paths, all_alphas, strict=False))
+@contextmanager
+def _blaming(field: str) -> Iterator[None]:
+    """What stock raises over an argument is the caller's error."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (ValueError, OSError, KeyError, CheckpointError, SafetensorError) as error:
+        raise RequestError(field, str(error)) from error

@@ -194,8 +194,11 @@ class QwenImageEditExtSamplingParams(QwenImageExtSamplingParams):
 
     @classmethod
     def image_request_extra_fields(cls) -> frozenset[str]:
-        """Fields that the HTTP image endpoint takes from the body."""
-        return frozenset({"sigmas", "reference_pixels"})
+        """Fields that the HTTP image endpoint takes from the body.
+
+        ``image_path`` comes from uploads; a client cannot set it.
+        """
+        return frozenset({"sigmas", "reference_pixels", "image_path"})
 
     def _check(self, server_args: Any) -> dict[str, Any]:
         is_first = takes_one_reference(Path(server_args.model_path))
