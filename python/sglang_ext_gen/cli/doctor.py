@@ -105,18 +105,21 @@ def _sections(
 
 
 def examine_model(model: Path) -> dict[str, Any]:
-    """Whose checkpoint a directory is and what is wrong with it."""
-    family = None
-    if model.is_dir():
-        family = family_of(model) or language_model_of(model)
-    if family is None:
-        rows = (*enabled_families(), *enabled_language_models())
-        titles = ", ".join(row.title for row in rows)
+    """Whose checkpoint a directory is and what is wrong with it.
+
+    A checkpoint may hold a family's part on each of the two runtimes.
+    """
+    found = (family_of(model), language_model_of(model)) if model.is_dir() else ()
+    rows = [row for row in found if row is not None]
+    if not rows:
+        known = (*enabled_families(), *enabled_language_models())
+        titles = ", ".join(row.title for row in known)
         what = "no checkpoint of" if model.is_dir() else "no directory, so not one of"
         problems = [f"{model} is {what} {titles or 'any enabled family'}"]
         return {"path": str(model), "family": None, "problems": problems}
-    problems = resolve(family.check_checkpoint)(model)
-    return {"path": str(model), "family": family.name, "problems": problems}
+    checks = dict.fromkeys(row.check_checkpoint for row in rows)
+    problems = [problem for check in checks for problem in resolve(check)(model)]
+    return {"path": str(model), "family": rows[0].name, "problems": problems}
 
 
 def _fp8_quality(model: Path) -> dict[str, float]:
