@@ -88,8 +88,8 @@ _BUILT_IN: dict[str, Config] = {
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
     },
-    "audio_config": {"ds_kernel_size": 3, "ds_stride": 2, "norm_query_embeds": True},
-    "audio_config.whisper_encoder_config": {"n_mels": 128},
+    "audio_config": {"norm_query_embeds": True},
+    "audio_config.whisper_encoder_config": {},
 }
 
 # Rotary frequencies of a head, of which the official code gives 8 to time, 12 to rows
