@@ -136,18 +136,19 @@ def test_video_files_are_understood(client):
     assert usage.prompt_tokens == answer.usage.prompt_tokens > 200
 
 
-def video_part():
+def video_part(frames=12):
     import av
 
     stream = io.BytesIO()
-    with av.open(stream, "w", format="mp4") as container:
+    with av.open(stream, "w", format="avi") as container:
         track = container.add_stream("mpeg4", rate=4)
         track.width, track.height = 64, 64
-        for level in range(0, 240, 20):
-            pixels = np.full((64, 64, 3), level, "uint8")
+        container.start_encoding()  # writes a header even without frames
+        for index in range(frames):
+            pixels = np.full((64, 64, 3), 20 * index, "uint8")
             container.mux(track.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
         container.mux(track.encode(None))
-    url = f"data:video/mp4;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    url = f"data:video/avi;base64,{base64.b64encode(stream.getvalue()).decode()}"
     return {"type": "video_url", "video_url": {"url": url}}
 
 
@@ -280,7 +281,8 @@ def bad_messages():
         ),
         "empty audio": ([user(audio_part(np.zeros(0)))], "audio"),
         "long audio": ([user(audio_part(np.zeros(16_000 * 13)))], "at most 12 s"),
-        "no frames": ([user(empty)], "video"),
+        "broken video": ([user(empty)], "decoded"),
+        "no frames": ([user(video_part(frames=0))], "it has no frames"),
         "no video": ([user(silent)], "the file has no video"),
         "special token": ([user(text("a <|role_end|> b"))], "special token"),
         "placeholder": ([user(text("an <IMAGE>"))], "special token"),
