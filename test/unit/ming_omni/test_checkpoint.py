@@ -233,27 +233,31 @@ def test_the_config_is_repaired(ming_golden, caplog):
 @pytest.mark.parametrize(
     ("section", "changes", "problem"),
     [
-        ("", {"smell_config": {}}, "smell_config is not a known key"),
-        ("", {"mlp_depth": None}, "lacks mlp_depth"),
-        ("", {"audio_config": None}, "lacks audio_config"),
-        ("", {"vision_config": 3}, "vision_config must be an object"),
-        ("llm_config", {"norm_head": True}, "llm_config.norm_head is True, only False"),
+        ("", {"smell_config": {}}, "unknown key 'smell_config'"),
+        ("", {"mlp_depth": None}, "key 'mlp_depth' is missing"),
+        ("", {"audio_config": None}, "key 'audio_config' is missing"),
+        ("", {"vision_config": 3}, "vision_config is 3, expected an object"),
+        ("llm_config", {"norm_head": True}, "llm_config: norm_head is True, expected"),
         ("llm_config", {"router_type": "topN"}, "router_type is 'topN'"),
-        ("llm_config", {"sliding_windows": 4}, "sliding_windows is not a known key"),
-        ("llm_config", {"num_experts": None}, "lacks llm_config.num_experts"),
+        ("llm_config", {"sliding_windows": 4}, "unknown key 'sliding_windows'"),
+        (
+            "llm_config",
+            {"num_experts": None},
+            "llm_config: key 'num_experts' is missing",
+        ),
         ("llm_config", {"rope_scaling": {"type": "yarn"}}, "rope_scaling is"),
         (
             "llm_config",
             {"rope_scaling": {"type": "video_rope", "factor": 2.0}},
             "rope_scaling is",
         ),
-        ("llm_config", {"head_dim": 64}, "have 16 rotary frequencies, only 32"),
-        ("vision_config", {"patch_size": 14}, "patch_size is 14, only 16"),
+        ("llm_config", {"head_dim": 64}, "have 16 rotary frequencies, expected 32"),
+        ("vision_config", {"patch_size": 14}, "patch_size is 14, expected 16"),
         ("audio_config", {"norm_query_embeds": False}, "norm_query_embeds is False"),
         (
             "audio_config",
             {"whisper_encoder_config": {"n_ctx": 600}},
-            "lacks audio_config.whisper_encoder_config.n_head",
+            "whisper_encoder_config: key 'n_head' is missing",
         ),
     ],
 )
@@ -267,7 +271,7 @@ def test_other_configs_are_refused(copied, section, changes, problem):
     for key in [key for key, value in changes.items() if value is None]:
         del changed[key]
     (copied / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=problem):
+    with pytest.raises(ConfigError, match=problem):
         MingThinkerConfig.from_pretrained(copied)
     assert re.search(problem, check_checkpoint(copied)[0])
 

@@ -9,7 +9,7 @@ tensors of the image generator, which are not looked at here.
 from collections.abc import Iterator
 from pathlib import Path
 
-from sglang_ext_gen.errors import CheckpointError
+from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.models.ming_omni.thinker.released_config import (
     Config,
     check_config,
@@ -41,12 +41,10 @@ def check_checkpoint(path: Path) -> list[str]:
     """Everything that keeps the thinker from being served, one line each."""
     try:
         config = read_json(path / "config.json")
+        check_config(config)
         found = read_tensors(path / WEIGHTS_FILE)
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         return [str(error)]
-    problems = check_config(config)
-    if problems:
-        return problems  # the tensors follow from the config
     problems = check_tensors(list(thinker_specs(config)), found, where="root")
     problems += [
         f"{name} is missing; take it from the Ming code repository, or give its folder "

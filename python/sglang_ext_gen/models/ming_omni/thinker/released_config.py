@@ -9,9 +9,18 @@ may hold are listed once.
 Nothing here imports torch or SGLang.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-Config = dict[str, Any]
+from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.weights.released_config import (
+    refuse_unknown_keys,
+    require,
+    require_object,
+    require_values,
+)
+
+Config = Mapping[str, Any]
 
 # Sections, and the keys that must be there; "" is the top level.
 _REQUIRED: dict[str, frozenset[str]] = {
@@ -65,7 +74,7 @@ _OPTIONAL: dict[str, frozenset[str]] = {
 }
 
 # Values that are built in: the code has no other.
-_BUILT_IN: dict[str, Config] = {
+_BUILT_IN: dict[str, dict[str, Any]] = {
     "": {"model_type": "bailingmm_moe_v2_lite"},
     "llm_config": {
         "hidden_act": "silu",
@@ -123,50 +132,37 @@ _GENERIC = frozenset(
 )
 
 
-def check_config(config: Config) -> list[str]:
-    """Everything in a ``config.json`` that this thinker does not do, one line each."""
-    problems = []
+def check_config(config: Config) -> None:
+    """Raise unless this thinker does all that a ``config.json`` says.
+
+    Raises:
+        ConfigError: Names the first key that is unknown or missing, or whose value is
+            not built in.
+    """
     for section, required in _REQUIRED.items():
-        found: Any = config
+        where, values = "config.json", config
         for part in filter(None, section.split(".")):
-            found = found.get(part) if isinstance(found, dict) else None
-        prefix = f"{section}." if section else ""
-        if not isinstance(found, dict):
-            if section.partition(".")[0] in config:
-                problems.append(f"config.json: {section} must be an object")
-            continue
-        known = required | _OPTIONAL[section] | _GENERIC
-        problems += [
-            f"config.json lacks {prefix}{key}"
-            for key in sorted(required - found.keys())
-        ]
-        problems += [
-            f"config.json: {prefix}{key} is not a known key"
-            for key in sorted(found.keys() - known)
-        ]
-        problems += [
-            f"config.json: {prefix}{key} is {found[key]!r}, only {value!r} is built in"
-            for key, value in _BUILT_IN[section].items()
-            if found.get(key, value) != value
-        ]
-    return problems or _check_rotation(config["llm_config"])
+            values = require_object(values, part, where)
+            where = f"{where}: {part}"
+        refuse_unknown_keys(values, required | _OPTIONAL[section] | _GENERIC, where)
+        for key in sorted(required):
+            require(values, key, where)
+        require_values(values, _BUILT_IN[section], where)
+    _check_rotation(config["llm_config"])
 
 
-def _check_rotation(llm: Config) -> list[str]:
-    problems = []
+def _check_rotation(llm: Config) -> None:
     scaling = dict(llm.get("rope_scaling") or {})
     kind = scaling.pop("type", scaling.pop("rope_type", "video_rope"))
     if kind != "video_rope" or any(value is not None for value in scaling.values()):
-        problems.append(
-            f"config.json: llm_config.rope_scaling is {llm['rope_scaling']}, only type "
-            '"video_rope" with no factor is built in'
+        raise ConfigError(
+            f"config.json: llm_config: rope_scaling is {llm['rope_scaling']}, expected "
+            'type "video_rope" and no factor'
         )
     head = llm.get("head_dim") or llm["hidden_size"] // llm["num_attention_heads"]
-    frequencies = head * llm.get("partial_rotary_factor", 0.5) / 2
-    if frequencies != _FREQUENCIES:
-        problems.append(
-            f"config.json: heads of {head} with partial_rotary_factor "
-            f"{llm.get('partial_rotary_factor', 0.5)} have {frequencies:g} rotary "
-            f"frequencies, only {_FREQUENCIES} are built in"
+    part = llm.get("partial_rotary_factor", 0.5)
+    if head * part / 2 != _FREQUENCIES:
+        raise ConfigError(
+            f"config.json: llm_config: heads of {head}, partial_rotary_factor {part}, "
+            f"have {head * part / 2:g} rotary frequencies, expected {_FREQUENCIES}"
         )
-    return problems
