@@ -40,6 +40,7 @@ MID_SIZE = {
     "num_hidden_layers": 9,
     "num_experts": 32,
     "moe_intermediate_size": 512,
+    "vocab_size": 16384,  # SGLang's benchmark draws token ids up to 10,000
 }
 TINY = {**MID_SIZE, "num_hidden_layers": 3}
 
