@@ -27,6 +27,7 @@ STOCK: dict[str, dict[str, str]] = {
         "QwenImagePipeline": "",
     },
     f"{_RUN}.models.registry": {"ModelRegistry": ""},
+    f"{_RUN}.models.vaes.autoencoder": {"AutoencoderKL": ""},
     f"{_RUN}.models.encoders.qwen_vl_rope": {"build_qwen_vl_text_rope": ""},
     f"{_RUN}.models.dits.qwen_image": {"QwenImageTransformer2DModel": ""},
     f"{_RUN}.loader.component_loaders.transformer_loader": {"TransformerLoader": ""},
@@ -252,6 +253,11 @@ STOCK: dict[str, dict[str, str]] = {
     "sglang.srt.configs": {"model_config": ""},
     "sglang.srt.configs.bailing_moe_v2": {
         "BailingMM2Config": "llm_config vision_config audio_config mrope_section"
+    },
+    "sglang.srt.layers.attention.torch_native_backend": {
+        "TorchNativeAttnBackend._run_sdpa_forward_decode": "query output k_cache "
+        "v_cache req_to_token req_pool_indices seq_lens encoder_lens scaling "
+        "enable_gqa causal is_cross_attn sliding_window_size",
     },
     "sglang.srt.layers.logits_processor": {
         "LogitsProcessor": "config",

@@ -160,6 +160,16 @@ HOOKS: tuple[Hook, ...] = (
         remove_when="BailingMRotaryEmbedding has a torch form.",
     ),
     Hook(
+        target="sglang.srt.layers.attention.torch_native_backend."
+        "TorchNativeAttnBackend._run_sdpa_forward_decode",
+        kind="around",
+        replacement="sglang_ext_gen.platforms.cpu_attention:decode_together",
+        runtime="srt_cpu",
+        reason="Plain torch attention decodes one request after the other, so that a "
+        "batch of 32 is hardly faster than 32 requests.",
+        remove_when="torch_native attention decodes a batch in one call.",
+    ),
+    Hook(
         target=f"{_LAYERNORM}._NormScaleShift.forward_cpu",
         kind="around",
         replacement="sglang_ext_gen.platforms.cpu_kernels:norm_scale_shift",
