@@ -164,6 +164,7 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.managers.memory_managers.layerwise_offload": {
         "LayerwiseOffloadableModuleMixin": ""
     },
+    f"{_RUN}.models.vaes.autoencoder": {"AutoencoderKL": "config"},
     f"{_RUN}.models.vaes.wanvae": {
         "AutoencoderKLWan": "config",
         "AutoencoderKLWan.decode": "z",
@@ -242,6 +243,12 @@ STOCK: dict[str, dict[str, str]] = {
         "mrope_section head_size rotary_dim is_neox_style"
     },
     "sglang.cli.serve": {"serve": "args extra_argv"},
+    "sglang.cli.serve_backends": {
+        "SERVE_BACKEND_API_VERSION": "",
+        "ServeBackend": "api_version run detect requires_model_path",
+        "ServeBackendDetection": "",
+        "ServeRequest": "argv model_path",
+    },
     "sglang.cli.utils": {"get_is_diffusion_model": "model_path"},
     "sglang.srt.configs": {"model_config": ""},
     "sglang.srt.configs.bailing_moe_v2": {
@@ -326,7 +333,10 @@ STOCK: dict[str, dict[str, str]] = {
         "SRTPlatform.get_dispatch_key_name": "",
     },
     "sglang.srt.plugins": {"load_plugins": ""},
-    "sglang.srt.server_args": {"ServerArgs.resolve_once": ""},
+    "sglang.srt.server_args": {
+        "ServerArgs.resolve_once": "",
+        "prepare_server_args": "argv",
+    },
     "sglang.srt.utils": {"add_prefix": ""},
     "sglang.srt.utils.hf_transformers.common": {
         "_CONFIG_REGISTRY": "",

@@ -116,6 +116,15 @@ HOOKS: tuple[Hook, ...] = (
         remove_when="sglang serve loads diffusion plugins before it chooses.",
     ),
     Hook(
+        target="sglang.srt.server_args.prepare_server_args",
+        kind="around",
+        replacement="sglang_ext_gen.resolution:prepare_server_args",
+        runtime="cli",
+        reason="Registering our language models takes seconds, so sglang serve does it "
+        "only when it is about to serve one.",
+        remove_when="A config can be registered without importing SGLang's models.",
+    ),
+    Hook(
         target="sglang.srt.model_loader.utils.get_model_architecture",
         kind="around",
         replacement="sglang_ext_gen.language_models:get_model_architecture",

@@ -3,25 +3,17 @@
 
 import base64
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from conftest import Golden
-from server.servers import (
-    Server,
-    free_ports,
-    server_environment,
-    stop,
-    wait_until_healthy,
-)
+from server.servers import Server, free_ports, running
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QUERY_BLOCK, QueryStates
 
 # Stated by the issue; measured here: 7e-5 at most.
@@ -150,22 +142,8 @@ def thinker_server(
         *("--host", "127.0.0.1", "--port", str(http_port)),
         *("--nccl-port", str(nccl_port), *FLAGS, *flags),
     ]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = psutil.Popen(
-            command,
-            cwd=folder,
-            env=server_environment(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    server = Server(f"http://127.0.0.1:{http_port}", process, log, folder)
-    try:
-        wait_until_healthy(server)
+    with running(command, folder, http_port, environment) as server:
         yield server
-    finally:
-        stop(server)
 
 
 def engine_arguments(model: Path, **changes: Any) -> dict[str, Any]:
