@@ -44,3 +44,7 @@ class ThinkerError(ExtGenError, RuntimeError):
 
 class GenerationError(ExtGenError, RuntimeError):
     """A worker failed while it ran a request; carries the worker's message."""
+
+
+class ServerError(ExtGenError, RuntimeError):
+    """A server that this package started ended, or did not become ready."""

@@ -5,7 +5,6 @@ Everything that imports SGLang is inside a function.
 """
 
 import os
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError, GenerationError
 from sglang_ext_gen.registry import ModelFamily, resolve
+from sglang_ext_gen.serving.child_server import free_port
 
 if TYPE_CHECKING:
     from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
@@ -97,7 +97,7 @@ def _server_args(
     argv = ["--model-path", model, "--backend", "sglang", *sglang_arguments]
     if "--master-port" not in argv:
         # SGLang's default is one fixed port: two runs on a machine would collide.
-        argv += ["--master-port", str(_free_port())]
+        argv += ["--master-port", str(free_port())]
     parser = FlexibleArgumentParser(prog="sglang-ext-gen", allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
     # What is unknown to the parser may still name a component (--vae-path).
@@ -108,12 +108,6 @@ def _server_args(
         )
     except SystemExit as error:
         raise ConfigError(str(error).removeprefix("error: ")) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _why_start_failed(family: ModelFamily, model: str, error: RuntimeError) -> str:

@@ -15,6 +15,7 @@ is refused early, in OpenAI's error format, or it means exactly what it says.
     urls.py          what a client's URL may reach
     replies.py       refusals and failures in OpenAI's error format
     routes.py        the middleware that ties them together, and its installation
+    child_server.py  a server as a child process that cannot outlive its parent
 
 Nothing here imports torch or SGLang.
 """
