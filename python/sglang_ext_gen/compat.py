@@ -217,12 +217,14 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.server_args": {
         "ServerArgs": "model_path pipeline_config prompt_file_path tp_size "
         "ulysses_degree enable_cfg_parallel served_model_name",
+        "get_global_server_args": "",
         "ServerArgs.add_cli_args": "parser",
         "ServerArgs.from_cli_args": "args unknown_args default_args argv",
     },
     f"{_RUN}.utils.argparse": {"FlexibleArgumentParser": "", "StoreBoolean": ""},
     f"{_RUN}.utils.hf_diffusers_utils": {
-        "maybe_download_model": "force_diffusers_model"
+        "maybe_download_lora": "model_name_or_path weight_name",
+        "maybe_download_model": "force_diffusers_model",
     },
     f"{_RUN}.utils.logging_utils": {"init_logger": ""},
     f"{_RUN}.utils.perf_logger": {
