@@ -8,6 +8,7 @@ Where things are:
     models/<name>/  a family: config, modules, weights, stages, pipeline
     layers/ kernels/ schedulers/ weights/   shared by the families
     serving/        the HTTP door
+    understanding/  what models on the language model runtime share
     cli/            the command line, ``sglang-ext-gen``
     compat.py       what is relied on in SGLang; envs.py: environment variables
 

@@ -19,7 +19,7 @@ from server.ming import (
     query_error,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.unproven]
+pytestmark = pytest.mark.slow
 CASES = ("a_raw", *CHAT_CASES)
 
 

@@ -52,7 +52,9 @@ def test_sound_equals_the_official_features(ming_golden, case, files):
     lengths = ming_golden.tensor(f"{case}.audio_feats_lengths")[0].tolist()
     assert [len(clip) for clip in clips] == lengths
     expected = ming_golden.tensor(f"{case}.audio_feats")[0]
-    torch.testing.assert_close(torch.cat(clips), expected, atol=1e-6, rtol=0)
+    # The stored features are 2.0e-5 from float64, ours 1.5e-5: MKL's float32 transform
+    # rounds by processor (3e-5 between an Intel with AVX-512 and the reference's).
+    torch.testing.assert_close(torch.cat(clips), expected, atol=1e-4, rtol=0)
     tokens = ming_golden.tensor(f"{case}.audio_embeds_lengths")[0].tolist()
     assert [audio_tokens(length) for length in lengths] == tokens
 

@@ -10,10 +10,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.ming_omni.thinker import media
-from sglang_ext_gen.serving import urls
 
 RATE = 16_000
 
@@ -78,39 +76,12 @@ def test_objects_of_sglang_and_pil_are_taken():
         (gif(), "animated"),
         (b"RIFF\x04\x00\x00\x00WEBP", "cannot be decoded"),
         (data_url(png(9000, 9000, "1")), "81000000|9000x9000"),
-        ("data:image/png;base64,@@@", "not base64"),
-        ("data:image/png,abc", "must be base64"),
-        ("/etc/passwd", "file names are only allowed"),
         ("file:///etc/passwd", "file names are only allowed"),
-        (17, "cannot read a int"),
-        ({"kind": "odd"}, "cannot read a dict"),
-        ("http://127.0.0.1/x.png", "not public"),
     ],
 )
 def test_bad_pictures_are_refused(source, message):
     with pytest.raises(RequestError, match=message):
         media.load_image(source)
-
-
-def test_large_files_are_refused(monkeypatch):
-    monkeypatch.setattr(urls, "MAX_MEDIA_BYTES", 100)
-    for source in (png(200, 200) + bytes(200), data_url(bytes(400))):
-        with pytest.raises(RequestError, match="at most 100"):
-            media.load_image(source)
-
-
-def test_files_are_read_from_the_media_folder_only(tmp_path, monkeypatch):
-    folder = tmp_path / "media"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(png())
-    (tmp_path / "secret.png").write_bytes(png())
-    monkeypatch.setenv(envs.MEDIA_FOLDER.name, str(folder))
-    assert media.load_image("a.png").size == (40, 30)
-    assert media.load_image(str(folder / "a.png")).size == (40, 30)
-    (folder / "link.png").symlink_to(tmp_path / "secret.png")
-    for name in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "none.png"):
-        with pytest.raises(RequestError, match="no such file"):
-            media.load_image(name)
 
 
 def test_sound_is_read_exactly_at_its_own_rate(ming_golden):

@@ -7,7 +7,6 @@ understanding path. A request is a question about one picture or one video, or t
     view.py       the released folder as one that SGLang can open
     config.py     config, tokenizer holder, registration with Transformers
     prompt.py     chat template with the official instructions; token layout
-    media.py      bytes of a picture or video, by policy
     processor.py  a request -> token ids, patches, positions
     attention.py  attention that is bidirectional inside a visual block
     model.py      vision tower, decoder, language head

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request -> token ids, patches and positions, in SGLang's tokenizer process."""
 
-import asyncio
 from typing import Any
 
 import torch
@@ -10,27 +9,26 @@ from sglang.srt.managers.schedule_batch import (
     MultimodalDataItem,
     MultimodalProcessorOutput,
 )
-from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
 
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.lance import sources, visual_input
 from sglang_ext_gen.models.lance.config import LanceVisionConfig
 from sglang_ext_gen.models.lance.packing import SpecialTokens
 from sglang_ext_gen.models.lance.tasks import RESOLUTIONS, TASKS
-from sglang_ext_gen.models.lance.thinker import media, prompt
+from sglang_ext_gen.models.lance.thinker import prompt
+from sglang_ext_gen.understanding.media import read_media
+from sglang_ext_gen.understanding.processor import ThreadedProcessor
 
 # What an item carries besides its patches.
 GRID, MARKERS = "lance_grid", "lance_markers"
 
 
-class LanceMultimodalProcessor(BaseMultimodalProcessor):
+class LanceMultimodalProcessor(ThreadedProcessor):
     """Questions about one picture or one video.
 
     The size preset is the official one of the medium; ``--mm-process-config`` may set
     another: ``{"image": {"resolution": "image_512res"}}``.
     """
-
-    models: list[Any] = []  # noqa: RUF012  (registered by hand)
 
     def __init__(
         self,
@@ -51,29 +49,6 @@ class LanceMultimodalProcessor(BaseMultimodalProcessor):
             "video": _resolution(self.video_config, "video"),
         }
 
-    async def process_mm_data_async(
-        self,
-        image_data: list[Any] | None,
-        audio_data: list[Any] | None,
-        input_text: str | list[int],
-        request_obj: Any,
-        **_: Any,
-    ) -> MultimodalProcessorOutput:
-        """Token ids, media item and positions of one request.
-
-        Raises:
-            RequestError: Anything about the request is not allowed.
-        """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self.io_executor,
-            self.prepare,
-            input_text,
-            image_data or [],
-            request_obj.video_data or [],
-            audio_data or [],
-        )
-
     def prepare(
         self,
         text: str | list[int],
@@ -81,7 +56,7 @@ class LanceMultimodalProcessor(BaseMultimodalProcessor):
         videos: list[Any],
         audios: list[Any],
     ) -> MultimodalProcessorOutput:
-        """What ``process_mm_data_async`` returns, in the calling thread."""
+        """See ``ThreadedProcessor``; at most one medium."""
         if audios:
             raise RequestError("audio", "Lance does not hear")
         if len(images) + len(videos) > 1:
@@ -98,7 +73,7 @@ class LanceMultimodalProcessor(BaseMultimodalProcessor):
             text = prompt.wrap_question(text, medium)
         patches, grid = None, None
         if has_medium:
-            data = media.read((images or videos)[0], medium)
+            data = read_media((images or videos)[0], medium)
             frames = [sources.read_image(data)] if images else sources.read_video(data)
             patches, grid = visual_input.vit_patches(
                 frames, self.resolutions[medium], self.vision

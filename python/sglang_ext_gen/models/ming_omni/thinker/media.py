@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Media of a request -> pictures, frames and waveforms, within limits.
 
-A medium is bytes, a ``data:`` URL, an ``http(s)`` URL (``serving/urls.py`` says which),
-a file in the folder that ``SGLANG_EXT_GEN_MEDIA_FOLDER`` names, or, in process, a PIL
-image, frames, or a waveform with its rate. Every failure is the client's: a
-``RequestError`` with the reason.
+A medium is what ``understanding/media.py`` reads or, in process, a PIL image, frames,
+or a waveform with its rate. Every failure is the client's: a ``RequestError`` with the
+reason.
 """
 
-import base64
-import binascii
 import io
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import av
@@ -25,7 +21,6 @@ import torchaudio.functional
 from av.error import FFmpegError
 from PIL import Image
 
-from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.ming_omni.thinker.audio_input import SAMPLE_RATE
 from sglang_ext_gen.models.ming_omni.thinker.visual_input import (
@@ -35,6 +30,7 @@ from sglang_ext_gen.models.ming_omni.thinker.visual_input import (
     video_size,
 )
 from sglang_ext_gen.serving import urls
+from sglang_ext_gen.understanding.media import read_media
 
 MAX_FRAMES_LISTED = 170
 MIN_SAMPLES = 400  # one window of the spectrum, 25 ms
@@ -52,7 +48,7 @@ def load_image(source: Any) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _checked_image(source).convert("RGB")
-    data = _bytes_of(source, "image")
+    data = read_media(source, "image")
     with _undecodable("image"), warnings.catch_warnings():
         # The size is checked below, before anything is decoded.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -78,7 +74,7 @@ def load_waveform(source: Any, max_seconds: float) -> np.ndarray:
         if samples.ndim != 1 or rate <= 0:
             raise RequestError("audio", "a waveform must be ([samples], rate)")
     else:
-        samples, rate = _decode_audio(_bytes_of(source, "audio"), max_seconds)
+        samples, rate = _decode_audio(read_media(source, "audio"), max_seconds)
     if not np.isfinite(samples).all():
         raise RequestError("audio", "the clip contains NaN or infinite samples")
     _check_duration(len(samples) / rate, max_seconds)
@@ -100,60 +96,7 @@ def load_video(source: Any) -> tuple[Frames, tuple[int, int] | None]:
     """
     if isinstance(source, dict) and "frames" in source:
         return _listed_frames(source)
-    return _decode_video(_bytes_of(source, "video")), None
-
-
-def _bytes_of(source: Any, field: str) -> bytes:
-    # SGLang's ImageData and VideoData carry the client's URL in ``url``.
-    source = getattr(source, "url", source)
-    if isinstance(source, dict):
-        source = source.get("url", source)
-    if isinstance(source, bytes):
-        data = source
-    elif not isinstance(source, str):
-        raise RequestError(field, f"cannot read a {type(source).__name__}")
-    elif source.startswith("data:"):
-        data = _data_url(source, field)
-    elif source.startswith(("http://", "https://")):
-        data = urls.fetch(source, field)
-    else:
-        data = _file(source.removeprefix("file://"), field)
-    if not data:
-        raise RequestError(field, "the file is empty")
-    if len(data) > urls.MAX_MEDIA_BYTES:
-        raise RequestError(
-            field, f"{len(data)} bytes given, at most {urls.MAX_MEDIA_BYTES} allowed"
-        )
-    return data
-
-
-def _data_url(url: str, field: str) -> bytes:
-    header, comma, payload = url.partition(",")
-    if not comma or not header.endswith(";base64"):
-        raise RequestError(field, "a data: URL must be base64")
-    if len(payload) > urls.MAX_MEDIA_BYTES // 3 * 4 + 4:
-        raise RequestError(field, f"at most {urls.MAX_MEDIA_BYTES} bytes are allowed")
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(field, f"the data: URL is not base64: {error}") from error
-
-
-def _file(name: str, field: str) -> bytes:
-    folder = envs.media_folder()
-    if folder is None:
-        raise RequestError(
-            field,
-            "give bytes, a data: URL or an http(s) URL; file names are only allowed "
-            f"in the folder that {envs.MEDIA_FOLDER.name} names",
-        )
-    root = Path(folder).resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root) or not path.is_file():
-        raise RequestError(field, "there is no such file in the media folder")
-    if path.stat().st_size > urls.MAX_MEDIA_BYTES:
-        raise RequestError(field, f"the file exceeds {urls.MAX_MEDIA_BYTES} bytes")
-    return path.read_bytes()
+    return _decode_video(read_media(source, "video")), None
 
 
 def _checked_image(image: Image.Image) -> Image.Image:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request -> token ids, media items and positions, in SGLang's tokenizer process."""
 
-import asyncio
 import secrets
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from sglang.srt.managers.schedule_batch import (
     MultimodalDataItem,
     MultimodalProcessorOutput,
 )
-from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
 from sglang.srt.utils.hf_transformers.common import download_from_hf
 from torch import Tensor
 
@@ -34,6 +32,7 @@ from sglang_ext_gen.models.ming_omni.thinker.visual_input import (
     video_inputs,
 )
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QUERY_BLOCK
+from sglang_ext_gen.understanding.processor import ThreadedProcessor
 
 # Seconds of sound per position of the audio tower.
 _SECONDS_PER_POSITION = 0.02
@@ -42,7 +41,7 @@ _HASH_BITS = 62
 MAX_MEDIA = 128
 
 
-class MingMultimodalProcessor(BaseMultimodalProcessor):
+class MingMultimodalProcessor(ThreadedProcessor):
     """Requests with media, or with a query block, for the Ming thinker."""
 
     models = [BailingMM2NativeForConditionalGeneration]  # noqa: RUF012 SGLang's type
@@ -64,63 +63,40 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
         )
         self.scales = query_scales(Path(folder))
 
-    async def process_mm_data_async(
-        self,
-        image_data: list[Any] | None,
-        audio_data: list[Any] | None,
-        input_text: str | list[int],
-        request_obj: Any,
-        **_: Any,
-    ) -> MultimodalProcessorOutput:
-        """Token ids, media items and positions of one request.
-
-        Raises:
-            RequestError: Anything about the request is not allowed.
-        """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self.io_executor,
-            self.prepare,
-            input_text,
-            image_data or [],
-            request_obj.video_data or [],
-            audio_data or [],
-        )
-
     def prepare(
         self,
         text: str | list[int],
-        image_data: list[Any],
-        video_data: list[Any],
-        audio_data: list[Any],
+        images: list[Any],
+        videos: list[Any],
+        audios: list[Any],
     ) -> MultimodalProcessorOutput:
-        """What ``process_mm_data_async`` returns, in the calling thread."""
-        count = len(image_data) + len(video_data) + len(audio_data)
+        """See ``ThreadedProcessor``; ``images`` may end with the query block."""
+        count = len(images) + len(videos) + len(audios)
         if count > MAX_MEDIA:
             raise RequestError("media", f"{count} given, at most {MAX_MEDIA} allowed")
-        blocks = [item for item in image_data if _is_query_block(item)]
+        blocks = [item for item in images if _is_query_block(item)]
         pictures = [
             image_input(media.load_image(item))
-            for item in image_data
+            for item in images
             if not _is_query_block(item)
         ]
-        videos = [_video(item) for item in video_data]
+        sampled = [_video(item) for item in videos]
         clips = [
-            log_mel(media.load_waveform(item, self.max_seconds)) for item in audio_data
+            log_mel(media.load_waveform(item, self.max_seconds)) for item in audios
         ]
         expanded = prompt.expand(
             text if isinstance(text, str) else str(self._tokenizer.decode(text)),
             [prompt.image_piece(_token_grid(picture)) for picture in pictures],
-            [prompt.video_piece(_token_grid(v[0]), stamps) for v, stamps in videos],
+            [prompt.video_piece(_token_grid(v[0]), stamps) for v, stamps in sampled],
             [prompt.audio_piece(audio_tokens(len(clip))) for clip in clips],
             self._tokenizer.encode,
             self.tokens,
         )
         if blocks:
-            expanded = self._with_query_blocks(expanded, image_data)
+            expanded = self._with_query_blocks(expanded, images)
         features: dict[Kind, list[Any]] = {
             "image": pictures,
-            "frame": [frame for frames, _ in videos for frame in frames],
+            "frame": [frame for frames, _ in sampled for frame in frames],
             "audio": clips,
             "query": list(self.scales),
         }
@@ -128,13 +104,13 @@ class MingMultimodalProcessor(BaseMultimodalProcessor):
         items = [_item(span, next(queues[span.kind])) for span in expanded.spans]
         return self._output(expanded, items)
 
-    def _with_query_blocks(self, expanded: Prompt, image_data: list[Any]) -> Prompt:
+    def _with_query_blocks(self, expanded: Prompt, images: list[Any]) -> Prompt:
         if not self.scales:
             raise RequestError(
                 "image_data",
                 "this checkpoint has no mlp/config.json, so no query tokens",
             )
-        is_block = [_is_query_block(item) for item in image_data]
+        is_block = [_is_query_block(item) for item in images]
         if sum(is_block) != 1 or not is_block[-1]:
             raise RequestError("image_data", "give the query block once, and last")
         return prompt.append_query_blocks(expanded, self.scales, self.tokens)
