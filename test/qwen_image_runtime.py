@@ -94,21 +94,20 @@ class _Caller:
 
 
 def load_pipeline(checkpoint: Path, **options: Any) -> LoadedPipeline:
-    """Build the pipeline that this package has for a checkpoint."""
+    """Build the pipeline that SGLang, with our hooks, has for a checkpoint."""
+    from sglang.multimodal_gen.registry import get_model_info
     from sglang.multimodal_gen.runtime.server_args import (
         ServerArgs,
         set_global_server_args,
     )
 
-    from sglang_ext_gen.registry import family_of, resolve
-
     server_args = ServerArgs.from_kwargs(
         model_path=str(checkpoint), output_path=None, **{**FLOAT32, **options}
     )
     set_global_server_args(server_args)
-    family = family_of(checkpoint)
-    assert family is not None
-    pipeline = resolve(family.pipeline)(str(checkpoint), server_args)
+    model_info = get_model_info(str(checkpoint))
+    assert model_info is not None
+    pipeline = model_info.pipeline_cls(str(checkpoint), server_args)
     return LoadedPipeline(pipeline, server_args)
 
 

@@ -7,6 +7,7 @@ import torch
 from qwen_image_runtime import (
     LoadedPipeline,
     copy_checkpoint,
+    decibels,
     load_pipeline,
     write_picture,
 )
@@ -44,6 +45,28 @@ def test_prompts_of_mixed_length_with_guidance(t2i: LoadedPipeline) -> None:
     assert calls.rows == [3] * 6
     alone = torch.cat([t2i.pictures(prompt=prompt, **fields) for prompt in PROMPTS])
     assert (together - alone).abs().max() < MAX_ABS
+
+
+def test_a_batch_equals_diffusers_one_by_one(t2i, t2i_checkpoint) -> None:
+    from diffusers import QwenImagePipeline
+
+    reference = QwenImagePipeline.from_pretrained(
+        t2i_checkpoint, torch_dtype=torch.float32
+    )
+    fields = {"negative_prompt": "blurry and dull", "true_cfg_scale": 3.0, **SMALL}
+    expected = torch.cat(
+        [
+            reference(
+                prompt,
+                generator=torch.Generator("cpu").manual_seed(7),
+                output_type="pt",
+                **fields,
+            ).images
+            for prompt in PROMPTS
+        ]
+    )
+    together = t2i.pictures(prompt=PROMPTS, seed=7, **fields)
+    assert decibels(together, expected) > 90
 
 
 def test_outputs_of_a_prompt_have_successive_seeds(t2i: LoadedPipeline) -> None:

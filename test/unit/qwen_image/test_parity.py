@@ -13,6 +13,7 @@ import torch
 
 from qwen_image_runtime import (
     LoadedPipeline,
+    copy_checkpoint,
     decibels,
     image_of,
     load_pipeline,
@@ -138,6 +139,44 @@ def test_two_references_against_diffusers(edit, edit_checkpoint, tmp_path) -> No
     ).images
     image = edit.pictures(image_path=[str(wide), str(tall)], seed=5, **fields)
     assert decibels(image, expected) > IMAGE_DB
+
+
+@pytest.mark.parametrize("release", ["first", "2511"])
+def test_other_releases_against_diffusers(
+    release: str, runtime: None, edit_checkpoint, tmp_path
+) -> None:
+    """What differs is in the files: the pipeline's class, ``zero_cond_t``."""
+    import diffusers
+    from PIL import Image
+
+    changes: dict[str, dict[str, Any]] = {
+        "first": {"model_index": {"_class_name": "QwenImageEditPipeline"}},
+        "2511": {"transformer/config": {"zero_cond_t": True}},
+    }[release]
+    checkpoint = copy_checkpoint(edit_checkpoint, tmp_path / "any name", **changes)
+    picture = write_picture(tmp_path / "wide.png", 96, 64, seed=1)
+    fields = {
+        **{"prompt": "make it blue", "negative_prompt": "dull"},
+        **{"true_cfg_scale": 3.0, "width": 192, "height": 128},
+        "num_inference_steps": 2,
+    }
+    kind = (
+        "QwenImageEditPipeline" if release == "first" else "QwenImageEditPlusPipeline"
+    )
+    reference = getattr(diffusers, kind).from_pretrained(
+        checkpoint, torch_dtype=torch.float32
+    )
+    supply_token_types(reference)
+    image = Image.open(picture)
+    expected = reference(
+        image=image if release == "first" else [image],
+        generator=torch.Generator("cpu").manual_seed(5),
+        output_type="pt",
+        **fields,
+    ).images
+    loaded = load_pipeline(checkpoint)
+    drawn = loaded.pictures(image_path=[str(picture)], seed=5, **fields)
+    assert decibels(drawn, expected) > IMAGE_DB
 
 
 def supply_token_types(reference: Any) -> None:
