@@ -108,6 +108,18 @@ def test_signal_to_noise_of_each_layer(t2i_checkpoint) -> None:
     assert max(quality.values()) < 40
 
 
+def test_doctor_reports_it(t2i_checkpoint, capsys) -> None:
+    from sglang_ext_gen.cli import doctor
+
+    argv = ["--no-process", "--model", str(t2i_checkpoint), "--fp8-quality"]
+    assert doctor.main([*argv, "--json"]) == 0
+    quality = json.loads(capsys.readouterr().out)["fp8_quality"]
+    assert len(quality) == 3 + 14 * 2
+    assert 29 < quality["transformer_blocks.0.attn.to_q.weight"] < 40
+    assert doctor.main(argv) == 0
+    assert "transformer_blocks.1.img_mlp.net.2.weight" in capsys.readouterr().out
+
+
 def test_unknown_and_missing_tensors(runtime, tmp_path: Path) -> None:
     from sglang.multimodal_gen.configs.models.dits.qwenimage import QwenImageDitConfig
 

@@ -42,6 +42,7 @@ def test_fields_in_their_types() -> None:
         ({"true_cfg_scale": float("nan")}, "true_cfg_scale"),
         ({"true_cfg_scale": 2, "guidance_scale": 3}, "guidance_scale"),
         ({"sigmas": []}, "sigmas"),
+        ({"sigmas": [1.0]}, "sigmas"),
         ({"sigmas": [0.5, 0.5]}, "sigmas"),
         ({"sigmas": [1.5, 0.5]}, "sigmas"),
         ({"sigmas": [1, 0.5], "num_inference_steps": 3}, "sigmas"),
