@@ -87,11 +87,6 @@ class _Caller:
     def __init__(self, server_args: Any) -> None:
         self.server_args = server_args
 
-    def _resolve_image_paths_per_prompt(self, prompts: Any, paths: Any) -> Any:
-        from sglang.multimodal_gen import DiffGenerator
-
-        return DiffGenerator._resolve_image_paths_per_prompt(prompts, paths)
-
 
 def load_pipeline(checkpoint: Path, **options: Any) -> LoadedPipeline:
     """Build the pipeline that SGLang, with our hooks, has for a checkpoint."""

@@ -78,10 +78,19 @@ def test_prompts_and_outputs_are_one_batch_equal_to_the_singles(
     generator: Any, references: list[str]
 ) -> None:
     prompts = ["make it blue", "a much longer wish about a hill at night"]
-    fields = {"image_path": references, "negative_prompt": " ", **SMALL}
-    together = edit(generator, prompt=prompts, num_outputs_per_prompt=2, **fields)
+    fields = {"negative_prompt": " ", **SMALL}
+    together = edit(
+        generator,
+        prompt=prompts,
+        # A list for each prompt.
+        image_path=[references, references],
+        num_outputs_per_prompt=2,
+        **fields,
+    )
     alone = [
-        edit(generator, prompt=prompt, **{**fields, "seed": seed})[0]
+        edit(
+            generator, prompt=prompt, image_path=references, **{**fields, "seed": seed}
+        )[0]
         for prompt in prompts
         for seed in (7, 8)
     ]

@@ -11,6 +11,7 @@ from qwen_image_runtime import (
     load_pipeline,
     write_picture,
 )
+from sglang_ext_gen.errors import RequestError
 
 pytestmark = pytest.mark.slow
 
@@ -135,18 +136,37 @@ def test_edits_with_two_references(edit: LoadedPipeline, references) -> None:
 
 
 def test_edits_of_several_prompts(edit: LoadedPipeline, references) -> None:
+    """A list of references for each prompt; one picture for each, as in stock."""
+    fields = {"seed": 3, "reference_pixels": 256 * 256, "negative_prompt": " ", **SMALL}
+    cases = (
+        (PROMPTS, [references] * 3, [references] * 3),
+        (PROMPTS[:2], [references[0]] * 2, [references[:1]] * 2),
+        (PROMPTS[:2], references[0], [references[:1]] * 2),
+    )
+    for prompts, given, own in cases:
+        with Calls(edit) as calls:
+            together = edit.pictures(prompt=prompts, image_path=given, **fields)
+        assert calls.rows == [len(prompts)] * 6
+        alone = [
+            edit.pictures(prompt=prompt, image_path=images, **fields)
+            for prompt, images in zip(prompts, own, strict=True)
+        ]
+        assert (together - torch.cat(alone)).abs().max() < MAX_ABS
+
+
+def test_edits_of_other_geometry_run_apart(edit: LoadedPipeline, references) -> None:
     fields = {"seed": 3, "reference_pixels": 256 * 256, **SMALL}
-    requests = [
-        request
-        for prompt in PROMPTS
-        for request in edit.requests(prompt=prompt, image_path=references, **fields)
+    with Calls(edit) as calls:
+        together = edit.pictures(prompt=PROMPTS[:2], image_path=references, **fields)
+    assert calls.rows == [1] * 6
+    alone = [
+        edit.pictures(prompt=prompt, image_path=[reference], **fields)
+        for prompt, reference in zip(PROMPTS[:2], references, strict=True)
     ]
-    with Calls(edit) as calls, torch.inference_mode():
-        results = edit.pipeline.forward_batch(requests, edit.server_args)
-    assert calls.rows == [3] * 3
-    for prompt, result in zip(PROMPTS, results, strict=True):
-        alone = edit.pictures(prompt=prompt, image_path=references, **fields)
-        assert (result.output.reshape(alone.shape) - alone).abs().max() < MAX_ABS
+    assert (together - torch.cat(alone)).abs().max() < MAX_ABS
+    for wrong in ([references] * 3, [*references, references[0]]):
+        with pytest.raises(RequestError, match="image_path"):
+            edit.requests(prompt=PROMPTS[:2], image_path=wrong, **fields)
 
 
 def test_2511_in_a_batch(runtime, edit_checkpoint, references, tmp_path) -> None:
