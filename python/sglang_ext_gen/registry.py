@@ -103,6 +103,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         demo_requests=f"{_LANCE}.demo:demo_requests",
         hf_model_paths=("bytedance-research/Lance",),
         http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
+        fp8_quality=f"{_LANCE}.fp8_quality:fp8_quality",
     ),
     ModelFamily(
         name="qwen_image",

@@ -21,8 +21,15 @@ IDEOGRAM4_WEIGHTS = EnvironmentVariable(
     effect="Released weights of ideogram-ai/ideogram-4-fp8; the cases that need them "
     "are skipped where it is not set.",
 )
+LANCE_WEIGHTS = EnvironmentVariable(
+    name="EXT_GEN_TEST_LANCE",
+    kind="directory",
+    default="",
+    effect="Released weights of bytedance-research/Lance; the cases that need them are "
+    "skipped where it is not set.",
+)
 # Their prefix is not the package's: that one is for what the package itself reads.
-VARIABLES: tuple[EnvironmentVariable, ...] = (IDEOGRAM4_WEIGHTS,)
+VARIABLES: tuple[EnvironmentVariable, ...] = (IDEOGRAM4_WEIGHTS, LANCE_WEIGHTS)
 
 FP8_GEMM_CAPABILITY = (8, 9)  # first CUDA capability with FP8 tensor cores (Ada)
 
@@ -203,4 +210,40 @@ IDEOGRAM4_CASES = (
     *_on_two_gpus(_RELEASED, _BF16_DB),
 )
 
-CASES: tuple[GpuCase, ...] = (*IDEOGRAM4_CASES,)
+# --- Lance --------------------------------------------------------------------------
+
+_LANCE = GOLDEN_ROOT / "lance"
+_LANCE_T2I = {
+    "prompt": "A red fox sleeping on a wooden bench in the snow, soft morning light.",
+    **{"width": 96, "height": 64, "num_inference_steps": 8, "seed": 42},
+}
+_LANCE_RELEASED = GpuCase(
+    "lance-released-t2i",
+    LANCE_WEIGHTS,
+    {"prompt": _LANCE_T2I["prompt"], "seed": 42},
+    flags=("--tasks", "t2i"),
+)
+
+LANCE_CASES = (
+    GpuCase(
+        "lance-tiny-t2i-float32",
+        _LANCE / "checkpoint",
+        _LANCE_T2I,
+        flags=(*_FLOAT32, "--tasks", "t2i"),
+        agreements=(Agreement(_LANCE / "t2i_output.png", 45.0),),
+    ),
+    _LANCE_RELEASED,
+    # No agreement: what FP8 does to the released model was not measured.
+    replace(
+        _LANCE_RELEASED,
+        name="lance-released-t2i-fp8",
+        flags=(*_LANCE_RELEASED.flags, "--weight-format", "fp8"),
+    ),
+    replace(
+        _LANCE_RELEASED,
+        name="lance-released-t2i-tiled",
+        flags=(*_LANCE_RELEASED.flags, "--vae-tiling", "on"),
+    ),
+)
+
+CASES: tuple[GpuCase, ...] = (*IDEOGRAM4_CASES, *LANCE_CASES)

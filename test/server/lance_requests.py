@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The golden cases of Lance as requests, and the comparison of what comes back."""
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ from conftest import Golden
 
 CASES = ("t2i", "t2i_channel_renorm", "image_edit", "t2v", "i2v", "video_edit")
 MIN_PSNR = 45.0
+# Questions: the golden cases were made at the smallest presets.
+PRESETS = {
+    "image": {"resolution": "image_256res"},
+    "video": {"resolution": "video_192p"},
+}
 
 
 def write_source_video(golden: Golden, file: Path) -> Path:
@@ -26,13 +33,32 @@ def write_video(frames: Sequence[Image.Image], file: Path, fps: int = 12) -> Pat
     """Encode frames without any loss (H.264, RGB)."""
     with av.open(str(file), "w") as container:
         options = {"qp": "0", "preset": "ultrafast"}
-        stream = container.add_stream("libx264rgb", rate=fps, options=options)
+        stream: Any = container.add_stream("libx264rgb", rate=fps, options=options)
         stream.width, stream.height = frames[0].size
         stream.pix_fmt = "rgb24"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode())
     return file
+
+
+def video_bytes(num_frames: int) -> bytes:
+    """A small black video."""
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        track = container.add_stream("mpeg4", rate=24)
+        track.width, track.height = 32, 32
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), "uint8"), "rgb24")
+        for _ in range(num_frames):
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return stream.getvalue()
+
+
+def data_url(file: Path) -> str:
+    """A picture or video as a ``data:`` URL."""
+    kind = "video/mp4" if file.suffix == ".mp4" else "image/png"
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def request_of(golden: Golden, name: str, video: Path) -> dict[str, Any]:

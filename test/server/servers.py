@@ -86,6 +86,8 @@ def serving(
         *(str(Path(sys.executable).with_name("sglang")), "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(http_port), "--strict-ports", "true"),
         *("--scheduler-port", str(scheduler_port), "--master-port", str(master_port)),
+        # The tests of a small machine need the core that an idle server would take.
+        "--sleep-on-idle",
         *flags,
     ]
     log = folder / "server.log"

@@ -20,6 +20,7 @@ from images import read_rgb
 from server.lance_requests import (
     MIN_PSNR,
     request_of,
+    video_bytes,
     worst_psnr,
     write_source_video,
 )
@@ -252,8 +253,14 @@ def test_bad_uploads_are_refused(server, golden, tmp_path):
     assert "takes the size of its source" in post(
         edits, {"image": ("a.png", picture)}, size="64x64", **ask
     )
-    clip = {"input_reference": ("a.mp4", b"noise")}
-    assert "not a readable video" in post(videos, clip, **ask)
+    for clip, message in (
+        (b"noise", "not a readable video"),
+        (video_bytes(0), "not a readable video"),
+        (video_bytes(24)[:500], "not a readable video"),
+        (video_bytes(10_000), "10000 frames, at most 3600"),
+    ):
+        sent = {"input_reference": ("a.mp4", clip)}
+        assert message in post(videos, sent, **ask)
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
         prog="sglang-ext-gen demo",
         description="Write a tiny random checkpoint in the released layout and run it "
         "through SGLang's DiffGenerator on whatever device there is, the CPU included. "
-        "The weights are random, so the pictures are noise; the path is the real one.",
+        "The weights are random, so what comes out is noise; the path is the real one.",
         epilog="Other flags are passed on to SGLang, for example --num-gpus 2.",
         allow_abbrev=False,
     )
@@ -46,8 +46,10 @@ def main(argv: list[str]) -> int:
         family, str(checkpoint), {}, sglang_arguments
     ) as generator:
         for number, request in enumerate(requests, start=1):
-            target = arguments.output / f"{family.name}-{number}.png"
-            fields = {**request, **running.output_fields(str(target))}
+            # SGLang adds the suffix of what comes out.
+            name = {"output_file_name": f"{family.name}-{number}"}
+            outputs = running.output_fields(str(arguments.output))
+            fields = {**request, **outputs, **name}
             description = running.describe(running.run_request(generator, fields))
             lines.append(running.report(description))
     print("\n".join(lines))

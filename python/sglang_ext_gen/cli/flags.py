@@ -132,7 +132,10 @@ def precision_arguments(precision: Precision | None) -> list[str]:
     if precision is None:
         return []
     name = PRECISIONS[precision]
-    flags = ("--dit-precision", "--vae-precision", "--text-encoder-precisions")
+    flags = (
+        *("--dit-precision", "--vae-precision"),
+        *("--text-encoder-precisions", "--image-encoder-precision"),
+    )
     return [word for flag in flags for word in (flag, name)]
 
 

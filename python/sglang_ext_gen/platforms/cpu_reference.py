@@ -13,6 +13,7 @@ by name. Tensor parallelism works when each rank is given its cores, for example
 
 import logging
 import os
+from typing import Any
 
 import torch
 from sglang.srt.platforms.cpu import CpuSRTPlatform
@@ -37,6 +38,10 @@ class CpuReferencePlatform(CpuSRTPlatform):
     def get_device(self, device_id: int = 0) -> str:
         # SGLang takes the default --device from here, and that is text.
         return "cpu"
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        # A scheduler that spins while it waits takes the cores that compute.
+        server_args.sleep_on_idle = True
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"

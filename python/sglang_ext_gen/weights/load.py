@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.kernels.fp8_gemm import FP8_DTYPE, quantize_rowwise
 from sglang_ext_gen.weights.layout import FLOAT8, StoredTensor, read_tensors
 from sglang_ext_gen.weights.rules import Plan, Rule, Step, plan_steps, raise_problems
 
@@ -85,6 +86,7 @@ def load_weights(
     device: torch.device | str | None = None,
     tp_rank: int = 0,
     tp_size: int = 1,
+    quantize: bool = False,
 ) -> LoadReport:
     """Fill ``module`` from a component on disk.
 
@@ -98,6 +100,8 @@ def load_weights(
             (meta becomes CPU).
         tp_rank: Index of this process in its tensor-parallel group.
         tp_size: Size of that group.
+        quantize: Floating point weights on disk fill FP8 parameters and their
+            ``weight_scale``, row by row. Without it they are an error.
 
     Raises:
         CheckpointError: Anything on disk is missing, left over, damaged or does
@@ -108,13 +112,20 @@ def load_weights(
     tensors = read_tensors(file)
     plan = plan_steps(tensors, rules, where=where)
     slots = _find_slots(module, tp_size)
-    raise_problems(_check(plan, tensors, slots), where)
+    shrunk = _quantized(plan, tensors, slots) if quantize else frozenset()
+    raise_problems(_check(plan, tensors, slots, shrunk), where)
     with _Reader(tensors) as reader, torch.no_grad():
         for step in sorted(plan.steps, key=reader.position):
             parts = _assemble(step, [reader.read(n) for n in step.sources], slots)
             for target, part in zip(step.targets, parts, strict=True):
-                part = _tp_slice(part, slots[target], tp_rank, tp_size)
-                _destination(module, target, device).copy_(part)
+                values = {target: part}
+                if target in shrunk:
+                    # Before it is cut: a scale covers its whole row.
+                    weight, scale = quantize_rowwise(part)
+                    values = {target: weight, target + _SCALE: scale}
+                for name, value in values.items():
+                    value = _tp_slice(value, slots[name], tp_rank, tp_size)
+                    _destination(module, name, device).copy_(value)
     _place_computed_buffers(module, device, where)
     used = [tensors[name] for step in plan.steps for name in step.sources]
     report = LoadReport(
@@ -151,15 +162,35 @@ def _slot(name: str, tensor: Tensor, tp_size: int) -> _Slot:
     return _Slot(tuple(shape), tensor.dtype, tp_dim, sections)
 
 
-def _check(
+def _quantized(
     plan: Plan, tensors: Mapping[str, StoredTensor], slots: Mapping[str, _Slot]
+) -> frozenset[str]:
+    """FP8 parameters with a scale whose tensors on disk are floating point."""
+    return frozenset(
+        target
+        for step in plan.steps
+        for target in step.targets
+        if target in slots
+        and slots[target].dtype == FP8_DTYPE
+        and target + _SCALE in slots
+        and all(_DTYPES.get(tensors[n].dtype) in _CASTABLE for n in step.sources)
+    )
+
+
+def _check(
+    plan: Plan,
+    tensors: Mapping[str, StoredTensor],
+    slots: Mapping[str, _Slot],
+    shrunk: frozenset[str],
 ) -> list[str]:
     """Every reason why ``plan`` would not fill ``slots`` exactly."""
     used = [tensors[name] for step in plan.steps for name in step.sources]
     problems = list(_unpaired_scales(used))
     for step in plan.steps:
-        problems += _check_step(step, [tensors[name] for name in step.sources], slots)
+        stored = [tensors[name] for name in step.sources]
+        problems += _check_step(step, stored, slots, shrunk)
     written = {target for step in plan.steps for target in step.targets}
+    written |= {target + _SCALE for target in shrunk}
     problems += [f"nothing on disk fills {name}" for name in slots.keys() - written]
     return sorted(problems)
 
@@ -177,7 +208,10 @@ def _unpaired_scales(used: Sequence[StoredTensor]) -> Iterator[str]:
 
 
 def _check_step(
-    step: Step, stored: Sequence[StoredTensor], slots: Mapping[str, _Slot]
+    step: Step,
+    stored: Sequence[StoredTensor],
+    slots: Mapping[str, _Slot],
+    shrunk: frozenset[str],
 ) -> Iterator[str]:
     source = " + ".join(step.sources)
     unknown = [target for target in step.targets if target not in slots]
@@ -203,7 +237,8 @@ def _check_step(
         slot = slots[target]
         if part.shape != slot.shape:
             yield f"{source} has shape {tuple(part.shape)}, {target} takes {slot.shape}"
-        if part.dtype != slot.dtype and not {part.dtype, slot.dtype} <= _CASTABLE:
+        can_cast = target in shrunk or {part.dtype, slot.dtype} <= _CASTABLE
+        if part.dtype != slot.dtype and not can_cast:
             yield f"{source} is {part.dtype}, {target} takes {slot.dtype}"
 
 

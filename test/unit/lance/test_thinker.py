@@ -3,7 +3,10 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,7 +16,7 @@ from sglang_ext_gen.errors import CheckpointError, RequestError
 from sglang_ext_gen.models.lance.loaders import load_tokenizer
 from sglang_ext_gen.models.lance.packing import SpecialTokens
 from sglang_ext_gen.models.lance.thinker import prompt, weights
-from sglang_ext_gen.models.lance.thinker.view import make_view
+from sglang_ext_gen.models.lance.thinker.view import make_view, prepare_arguments
 from sglang_ext_gen.weights.layout import TensorSpec
 
 
@@ -51,6 +54,7 @@ def test_chat_gives_the_official_tokens_and_positions(name, lance, tokenizer):
     assert torch.equal(got, case.tensor("input_ids"))
     positions = torch.cat([split.position_ids for split in expanded.splits], dim=1)
     assert torch.equal(positions, case.tensor("position_ids")[:, : len(got)])
+    assert expanded.offsets is not None
     first, last = expanded.offsets
     special = SpecialTokens.from_tokenizer(tokenizer)
     assert [int(got[first]), int(got[last])] == [
@@ -96,7 +100,8 @@ class TestView:
         view = make_view(lance.path / "Lance_3B_Video")
         config = json.loads((view / "config.json").read_text("utf-8"))
         assert config["architectures"] == ["LanceForConditionalGeneration"]
-        assert config["num_tokens"] == lance.golden.json["tokenizer_len"]
+        assert config["vocab_size"] == lance.golden.json["tokenizer_len"]
+        assert config["stored_vocab_size"] == 452
         assert config["vision_weights"] is None
         assert config["tie_word_embeddings"] is False
         weights_file = view / "model.safetensors"
@@ -114,6 +119,27 @@ class TestView:
     def test_root_is_the_video_variant_as_in_the_official_script(self, lance):
         weights_file = make_view(lance.path) / "model.safetensors"
         assert weights_file.resolve().parent.name == "Lance_3B_Video"
+
+    def test_hugging_face_id_is_the_downloaded_release(
+        self, lance, tmp_path, monkeypatch
+    ):
+        repository = tmp_path / "models--bytedance-research--Lance"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("a" * 40)
+        snapshot = repository / "snapshots" / ("a" * 40)
+        shutil.copytree(lance.path, snapshot)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        arguments = SimpleNamespace(
+            model_path="bytedance-research/Lance",
+            revision=None,
+            download_dir=str(tmp_path),
+            served_model_name=None,
+            chunked_prefill_size=None,
+        )
+        prepare_arguments(arguments)
+        weights_file = Path(arguments.model_path) / "model.safetensors"
+        assert weights_file.resolve() == snapshot / "Lance_3B_Video/model.safetensors"
+        assert arguments.served_model_name == "bytedance-research/Lance"
 
     def test_incomplete_checkpoint_is_refused(self, lance, tmp_path):
         shutil.copytree(lance.path, tmp_path / "lance")
@@ -136,12 +162,21 @@ def test_no_generation_weight_is_used(variant, lance):
     assert has_vision == (variant == "Lance_3B_Video")
 
 
+def test_padding_rows_of_the_vocabulary_stay_on_disk():
+    module = nn.Module()
+    module.lm_head = nn.Linear(3, 2, bias=False)
+    stored = torch.randn(5, 3)
+    name = "language_model.lm_head.weight"
+    weights.load(module, [(name, stored)], [TensorSpec(name, (5, 3))], 2)
+    assert torch.equal(module.lm_head.weight, stored[:2])
+
+
 def test_loading_proves_completeness():
     module = nn.Module()
     module.lm_head = nn.Linear(3, 2, bias=False)
     specs = [TensorSpec("language_model.lm_head.weight", (2, 3))]
     good = ("language_model.lm_head.weight", torch.ones(2, 3))
-    assert weights.load(module, [good], specs) == {"lm_head.weight"}
+    assert weights.load(module, [good], specs, 2) == {"lm_head.weight"}
     assert torch.equal(module.lm_head.weight, good[1])
     for given, message in (
         ([], "is missing"),
@@ -150,4 +185,4 @@ def test_loading_proves_completeness():
         ([good, ("language_model.extra", torch.ones(1))], "has no place"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            weights.load(module, given, specs)
+            weights.load(module, given, specs, 2)

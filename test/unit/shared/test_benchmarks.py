@@ -66,3 +66,16 @@ def test_bench_qwen_image() -> None:
         assert timing["transformer_calls"] == (4 * batch if side == "stock" else 4)
     fp8 = next(m for m in record["memories"] if m["side"] == "ours fp8")
     assert fp8["dit_ratio_of_bf16"] <= 0.55
+
+
+@pytest.mark.unproven
+def test_bench_lance() -> None:
+    output, record = run("bench_lance.py")
+    assert {"hardware", "commit", "versions", "seed"} <= record.keys()
+    tasks = ["t2i", "image_edit", "t2v", "i2v", "video_edit"]
+    assert [row["task"] for row in record["steps"]] == tasks
+    assert [row["task"] for row in record["tasks"]] == tasks
+    weights = {row["what"]: row["weights_mib"] for row in record["memory"][:-1]}
+    assert weights["t2i"] < weights["image_edit"] < weights["all tasks"]
+    assert record["answers"]["growth"].keys() == {"text", "image"}
+    assert "transformers' modules" in output

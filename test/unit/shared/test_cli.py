@@ -175,7 +175,7 @@ def test_serve_speaks_sglangs_words(model):
     assert serve.sglang_arguments(model, [*ours, "--precision", "float32"]) == [
         *("--model-path", model, "--backend", "sglang"),
         *("--dit-precision", "fp32", "--vae-precision", "fp32"),
-        *("--text-encoder-precisions", "fp32"),
+        *("--text-encoder-precisions", "fp32", "--image-encoder-precision", "fp32"),
         *("--fp8-mode", "expanded", "--load-unconditional", "false"),
         *("--port", "1"),
     ]

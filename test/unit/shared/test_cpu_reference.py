@@ -2,6 +2,7 @@
 """When the CPU reference platform applies, and what it promises to SGLang."""
 
 import pkgutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,3 +62,11 @@ def test_says_what_it_is_for(monkeypatch, caplog):
     _accelerator(monkeypatch, False)
     cpu_reference.activate()
     assert "not for serving" in caplog.text
+
+
+def test_waits_without_spinning(monkeypatch):
+    _accelerator(monkeypatch, False)
+    platform = pkgutil.resolve_name(cpu_reference.activate() or "")()
+    arguments = SimpleNamespace(sleep_on_idle=False)
+    platform.apply_server_args_defaults(arguments)
+    assert arguments.sleep_on_idle

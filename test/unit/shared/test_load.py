@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.kernels.fp8_gemm import quantize_rowwise
 from sglang_ext_gen.weights.load import LoadReport, load_weights
 from sglang_ext_gen.weights.rules import KEEP_NAME, Merge, Rename, Rule, Skip, Split
 
@@ -189,6 +190,30 @@ def test_tensor_parallel_slices_give_the_whole(
     assert same(columns, tensors["out.weight"])
     assert same(first.out.weight_scale, tensors["out.weight_scale"])  # replicated
     assert same(first.norm.weight, second.norm.weight)
+
+
+def test_floating_point_weights_are_quantised_where_asked(
+    tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    released = {name: t for name, t in tensors.items() if not name.endswith("_scale")}
+    for name, (rows, columns) in {"q": (4, 6), "k": (2, 6), "v": (2, 6)}.items():
+        released[f"{name}.weight"] = torch.randn(rows, columns).bfloat16()
+    released["out.weight"] = torch.randn(6, 8).bfloat16()
+    qkv = torch.cat([released[f"{name}.weight"] for name in "qkv"])
+    module = Model()
+    load(module, released, tmp_path, quantize=True)
+    for linear, weight in ((module.qkv, qkv), (module.out, released["out.weight"])):
+        expected, scale = quantize_rowwise(weight)
+        assert same(linear.weight, expected)
+        assert torch.equal(linear.weight_scale, scale)
+    # A rank that holds some columns has the scale of the whole row.
+    part = Model(tp_size=2)
+    load(part, released, tmp_path, quantize=True, tp_rank=1, tp_size=2)
+    expected, scale = quantize_rowwise(released["out.weight"])
+    assert same(part.out.weight, expected[:, 4:])
+    assert torch.equal(part.out.weight_scale, scale)
+    with pytest.raises(CheckpointError, match=r"out\.weight is torch\.bfloat16"):
+        load(Model(), released, tmp_path)
 
 
 def test_sections_that_the_ranks_cannot_share(

@@ -17,6 +17,7 @@ Data flow, in the order of the files:
     visual_input.py  pictures and videos -> resized frames
     vision.py        frames -> vision features                    [I, D]
     vae.py           frames <-> latents                           [1, C, F, h, w]
+    tiling.py        large frames through the VAE in tiles
     packing.py       tokens, splits, positions of a request
     mot.py           prefix and noise block -> velocity           [B, I, C]
     schedule.py      times, guidance, Euler step

@@ -49,6 +49,7 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 # The release ships both forms of the tokenizer; either will do.
 TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 VisionSource = Literal["checkpoint", "standalone"]
+WeightFormat = Literal["released", "fp8"]
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,16 @@ from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.precision import resolve_component_precision
 from transformers import AutoTokenizer
 
+from sglang_ext_gen.layers.fp8_linear import finalize_fp8_linears
 from sglang_ext_gen.models.lance.layout import (
     LanceFiles,
     VisionSource,
+    WeightFormat,
     find_files,
     has_bundled_vision,
 )
 from sglang_ext_gen.models.lance.mot import LanceTransformer
+from sglang_ext_gen.models.lance.options import takes_sources
 from sglang_ext_gen.models.lance.tasks import Variant
 from sglang_ext_gen.models.lance.vae import load_vae
 from sglang_ext_gen.models.lance.vision import LanceVisionTransformer
@@ -34,26 +37,43 @@ from sglang_ext_gen.models.lance.weights import (
 )
 from sglang_ext_gen.weights.layout import read_tensors
 from sglang_ext_gen.weights.load import load_weights
-from sglang_ext_gen.weights.rules import Rule
 
 # What our pipeline names as the library of each component.
 LIBRARY = "sglang_ext_gen"
 
 
 def load_transformer(
-    files: LanceFiles, variant: Variant, *, dtype: torch.dtype, device: torch.device
+    files: LanceFiles,
+    variant: Variant,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    weight_format: WeightFormat = "released",
 ) -> LanceTransformer:
     """Build the decoder of a variant, tensor by tensor.
+
+    Args:
+        weight_format: ``fp8`` quantises the linears of the layers while they are
+            read; one tensor at a time is in memory in the released format.
 
     Raises:
         CheckpointError: The weights do not fit, or the directory is missing.
         ConfigError: The config does not fit; names the key.
     """
-    config = files.read_transformer_config(variant)
+    config, is_fp8 = files.read_transformer_config(variant), weight_format == "fp8"
     with torch.device("meta"):
-        transformer = LanceTransformer(config).to(dtype)
-    file = files.transformer(variant)
-    return _fill(transformer, file, TRANSFORMER_RULES, f"{variant}/", device)
+        transformer = LanceTransformer(config, is_fp8).to(dtype)
+    load_weights(
+        transformer,
+        files.transformer(variant),
+        TRANSFORMER_RULES,
+        where=f"{variant}/",
+        device=device,
+        quantize=is_fp8,
+    )
+    if is_fp8:
+        finalize_fp8_linears(transformer, "resident", dtype)
+    return transformer.requires_grad_(False).eval()
 
 
 def load_vision(
@@ -77,22 +97,17 @@ def load_vision(
     with torch.device("meta"):
         vision = LanceVisionTransformer(files.read_vision_config()).to(dtype)
     file = files.transformer(variant)
-    if source == "checkpoint" and has_bundled_vision(read_tensors(file)):
-        return _fill(vision, file, BUNDLED_VISION_RULES, f"{variant}/vit_model", device)
-    file = files.root / VISION_FOLDER / VISION_FILE
-    return _fill(vision, file, VISION_RULES, f"{VISION_FOLDER}/", device)
+    rules, where = BUNDLED_VISION_RULES, f"{variant}/vit_model"
+    if source == "standalone" or not has_bundled_vision(read_tensors(file)):
+        file = files.root / VISION_FOLDER / VISION_FILE
+        rules, where = VISION_RULES, f"{VISION_FOLDER}/"
+    load_weights(vision, file, rules, where=where, device=device)
+    return vision.requires_grad_(False).eval()
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a variant; no code from the checkpoint is run."""
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-
-
-def _fill(
-    module: Any, file: Path, rules: tuple[Rule, ...], where: str, device: torch.device
-) -> Any:
-    load_weights(module, file, rules, where=where, device=device)
-    return module.requires_grad_(False).eval()
 
 
 class _StrictLoader(ComponentLoader):
@@ -138,7 +153,13 @@ class LanceTransformerLoader(_StrictLoader):
         """Without the language head."""
         files = find_files(path)
         assert files.named is not None, f"{path} is no checkpoint directory"
-        return load_transformer(files, files.named, dtype=dtype, device=device)
+        return load_transformer(
+            files,
+            files.named,
+            dtype=dtype,
+            device=device,
+            weight_format=config.weight_format,
+        )
 
 
 class LanceVisionLoader(_StrictLoader):
@@ -164,8 +185,9 @@ class LanceVAELoader(_StrictLoader):
     def build(
         self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
     ) -> Any:
-        """From the converted file where there is one."""
-        return load_vae(path, dtype=dtype, device=device)
+        """From the converted file where there is one; without sources, half of it."""
+        has_encoder = takes_sources(config.tasks)
+        return load_vae(path, dtype=dtype, device=device, has_encoder=has_encoder)
 
 
 class LanceTokenizerLoader(ComponentLoader):

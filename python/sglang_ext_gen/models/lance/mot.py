@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sglang_ext_gen.layers.fp8_linear import FP8Linear
 from sglang_ext_gen.layers.rotary import apply_rotary, inverse_frequencies
 from sglang_ext_gen.models.lance.config import (
     LATENT_CHANNELS,
@@ -123,7 +124,7 @@ def latent_position_embedding(rows: Tensor, hidden_size: int) -> Tensor:
 class LanceAttention(nn.Module):
     """Grouped-query attention with per-head norms and two sets of weights."""
 
-    def __init__(self, config: LanceTransformerConfig) -> None:
+    def __init__(self, config: LanceTransformerConfig, is_fp8: bool) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.num_heads = config.num_attention_heads
@@ -132,9 +133,13 @@ class LanceAttention(nn.Module):
         merged = width + 2 * self.num_key_value_heads * self.head_dim
         eps = config.rms_norm_eps
         for suffix in ("", "_moe_gen"):
-            self.add_module(f"qkv_proj{suffix}", nn.Linear(config.hidden_size, merged))
             self.add_module(
-                f"o_proj{suffix}", nn.Linear(width, config.hidden_size, bias=False)
+                f"qkv_proj{suffix}",
+                FP8Linear(config.hidden_size, merged, is_quantized=is_fp8),
+            )
+            self.add_module(
+                f"o_proj{suffix}",
+                FP8Linear(width, config.hidden_size, bias=False, is_quantized=is_fp8),
             )
             for norm in ("q_norm", "k_norm"):
                 self.add_module(f"{norm}{suffix}", nn.RMSNorm(self.head_dim, eps=eps))
@@ -163,11 +168,13 @@ class LanceAttention(nn.Module):
 class LanceMLP(nn.Module):
     """Gated feed-forward layer."""
 
-    def __init__(self, config: LanceTransformerConfig) -> None:
+    def __init__(self, config: LanceTransformerConfig, is_fp8: bool) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_up_proj = nn.Linear(hidden, 2 * inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
+        self.gate_up_proj = FP8Linear(
+            hidden, 2 * inner, bias=False, is_quantized=is_fp8
+        )
+        self.down_proj = FP8Linear(inner, hidden, bias=False, is_quantized=is_fp8)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, S, D] -> [B, S, D]."""
@@ -178,11 +185,11 @@ class LanceMLP(nn.Module):
 class LanceTransformerBlock(nn.Module):
     """One layer; ``split_experts`` decides which tokens meet which weights."""
 
-    def __init__(self, config: LanceTransformerConfig) -> None:
+    def __init__(self, config: LanceTransformerConfig, is_fp8: bool) -> None:
         super().__init__()
-        self.self_attn = LanceAttention(config)
+        self.self_attn = LanceAttention(config, is_fp8)
         for suffix in ("", "_moe_gen"):
-            self.add_module(f"mlp{suffix}", LanceMLP(config))
+            self.add_module(f"mlp{suffix}", LanceMLP(config, is_fp8))
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 self.add_module(
                     f"{norm}{suffix}",
@@ -275,14 +282,20 @@ class LanceTimeEmbedder(nn.Module):
 
 
 class LanceTransformer(nn.Module):
-    """The decoder without its language head, which generation never uses."""
+    """The decoder without its language head, which generation never uses.
 
-    def __init__(self, config: LanceTransformerConfig) -> None:
+    Args:
+        config: Architecture.
+        is_fp8: Whether the linears of the layers hold FP8 weights.
+    """
+
+    def __init__(self, config: LanceTransformerConfig, is_fp8: bool = False) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            LanceTransformerBlock(config) for _ in range(config.num_hidden_layers)
+            LanceTransformerBlock(config, is_fp8)
+            for _ in range(config.num_hidden_layers)
         )
         for suffix in ("", "_moe_gen"):
             norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)

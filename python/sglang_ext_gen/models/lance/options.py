@@ -46,6 +46,20 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "anew.",
         choices=("released", "renumbered"),
     ),
+    RequestField(
+        "weight_format",
+        "str",
+        "Linears of the decoder: as they are on disk (released, the default), or "
+        "quantised to FP8 row by row while they are loaded (fp8).",
+        choices=("released", "fp8"),
+    ),
+    RequestField(
+        "vae_tiling",
+        "str",
+        "Frames above 512 pixels a side go through the VAE in overlapping tiles: less "
+        "memory, nearly the same result (on), or whole (off, the default).",
+        choices=("off", "on"),
+    ),
 )
 
 
@@ -122,6 +136,18 @@ def place_tasks(
             f"directory ({', '.join(VARIANTS)})"
         )
     return LancePlacement(found)
+
+
+def takes_sources(tasks: str | None) -> bool:
+    """Whether any of the tasks encodes a picture or video.
+
+    Args:
+        tasks: Option of this name.
+
+    Raises:
+        ConfigError: It names something that does not exist.
+    """
+    return any(TASKS[name].source is not None for name in _task_names(tasks))
 
 
 def _task_names(tasks: str | None) -> Sequence[str]:

@@ -48,6 +48,16 @@ _CLASSES = {
 }
 
 
+def needed_components(placement: LancePlacement) -> set[str]:
+    """Names of the components that the served tasks use; no other is loaded."""
+    return {
+        *(TRANSFORMERS[name] for name in placement.loaded()),
+        *(VISION_TOWERS[name] for name in placement.vision()),
+        "vae",
+        "tokenizer",
+    }
+
+
 class LancePipeline(ComposedPipelineBase):
     """Text, picture or video to picture or video; see the package docstring."""
 
@@ -75,9 +85,7 @@ class LancePipeline(ComposedPipelineBase):
         config = server_args.pipeline_config
         assert isinstance(config, LancePipelineConfig)
         self.placement = config.placement(Path(self.model_path))
-        needed = {TRANSFORMERS[name] for name in self.placement.loaded()}
-        needed |= {VISION_TOWERS[name] for name in self.placement.vision()}
-        needed |= {"vae", "tokenizer"}
+        needed = needed_components(self.placement)
         for name in _CLASSES:
             if name not in needed and name in self._required_config_modules:
                 self._required_config_modules.remove(name)

@@ -8,7 +8,7 @@ architecture is not here: each loader reads it from the checkpoint.
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from sglang.multimodal_gen.configs.models import DiTConfig, VAEConfig
 from sglang.multimodal_gen.configs.models.vaes import WanVAEConfig
@@ -18,8 +18,13 @@ from sglang.multimodal_gen.configs.pipeline_configs.base import (
 )
 from sglang.multimodal_gen.configs.sample.sampling_params import DataType
 
+from sglang_ext_gen import load_options
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.models.lance.layout import VisionSource, find_files
+from sglang_ext_gen.models.lance.layout import (
+    VisionSource,
+    WeightFormat,
+    find_files,
+)
 from sglang_ext_gen.models.lance.options import (
     LOAD_OPTIONS,
     LancePlacement,
@@ -27,6 +32,7 @@ from sglang_ext_gen.models.lance.options import (
 )
 from sglang_ext_gen.models.lance.packing import Numbering
 from sglang_ext_gen.models.lance.request import TASK_TYPES
+from sglang_ext_gen.models.lance.tiling import Tiling
 
 _SGLANG_NAMES = {official: name for name, official in TASK_TYPES.items()}
 
@@ -40,6 +46,8 @@ class LancePipelineConfig(PipelineConfig):
         tasks: Tasks to serve, separated by commas; None is all that can be.
         vision_source: Vision tower of edits.
         uncond_positions: Positions of the branch without the user's text.
+        weight_format: Of the decoder's linears in memory.
+        vae_tiling: Whether large frames go through the VAE in tiles.
     """
 
     # A component that our loaders refuse must not be loaded by diffusers instead.
@@ -67,16 +75,18 @@ class LancePipelineConfig(PipelineConfig):
     tasks: str | None = None
     vision_source: VisionSource = "checkpoint"
     uncond_positions: Numbering = "released"
+    weight_format: WeightFormat = "released"
+    vae_tiling: Literal["off", "on"] = "off"
 
     @staticmethod
     def add_pipeline_cli_args(parser: argparse.ArgumentParser) -> None:
         """Add this config's flags to ``sglang serve --model-path``; SGLang calls it."""
-        for option in LOAD_OPTIONS:
-            parser.add_argument(
-                "--" + option.name.replace("_", "-"),
-                choices=option.choices or None,
-                help=option.help,
-            )
+        load_options.add_flags(parser, LOAD_OPTIONS)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How the VAE cuts large frames; None for not at all."""
+        return Tiling() if self.vae_tiling == "on" else None
 
     def placement(self, path: Path) -> LancePlacement:
         """Which tasks run, and on which checkpoint directory.

@@ -41,6 +41,7 @@ from sglang_ext_gen.models.lance.sampling_params import (
 )
 from sglang_ext_gen.models.lance.schedule import Guidance, make_times
 from sglang_ext_gen.models.lance.tasks import Task, Variant
+from sglang_ext_gen.models.lance.tiling import Tiling
 
 CONDITIONING = "lance_conditioning"
 TRANSFORMERS: dict[Variant, str] = {
@@ -104,6 +105,7 @@ class LanceConditioningStage(_LanceStage):
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
         """Set ``batch.extra[CONDITIONING]``."""
         plan = plan_of(batch)
+        config = config_of(server_args)
         task = plan.task
         tokens = tokenize_prompt(self.tokenizer, plan.system_prompt, batch.prompt)
         seeds = output_seeds(batch)
@@ -115,12 +117,10 @@ class LanceConditioningStage(_LanceStage):
                 if task.source == "image"
                 else sources.read_video(single_path(batch.video_path))
             )
-            latents = [*self._encode_source(frames, plan, seeds)]
+            latents = [*self._encode_source(frames, plan, seeds, config.tiling)]
             if task.is_edit:
                 name = VISION_TOWERS[self._variant(batch, task)]
                 features, vision_grid = self._see(frames, plan, name)
-        config = server_args.pipeline_config
-        assert isinstance(config, LancePipelineConfig)
         packed = pack_generation(
             tokens,
             target=plan.latent_grid,
@@ -135,7 +135,11 @@ class LanceConditioningStage(_LanceStage):
         return batch
 
     def _encode_source(
-        self, frames: Sequence[Image.Image], plan: LancePlan, seeds: Sequence[int]
+        self,
+        frames: Sequence[Image.Image],
+        plan: LancePlan,
+        seeds: Sequence[int],
+        tiling: Tiling | None,
     ) -> Iterator[Tensor]:
         """Latents of the source, one sample an output."""
         pixels = visual_input.vae_pixels(frames, plan.resolution)
@@ -145,7 +149,8 @@ class LanceConditioningStage(_LanceStage):
         if plan.task.pins_first_frame:
             grid = (1, grid[1], grid[2])
         with self._use("vae") as module:
-            posterior = vae.encode(module, pixels.to(get_local_torch_device()))
+            pixels = pixels.to(get_local_torch_device())
+            posterior = vae.encode(module, pixels, tiling)
         for seed in seeds:
             noise = None
             if plan.source_latents == "sample":
@@ -246,10 +251,12 @@ class LanceDecodingStage(_LanceStage):
         plan = plan_of(batch)
         assert batch.latents is not None, "the denoising stage ran"
         latents = batch.latents.to(get_local_torch_device())
+        tiling = config_of(server_args).tiling
         with self._use("vae") as module:
             # One by one: a video's frames fill the memory already.
             decoded = [
-                vae.decode(module, o.view(*plan.latent_grid, -1)) for o in latents
+                vae.decode(module, o.view(*plan.latent_grid, -1), tiling)
+                for o in latents
             ]
         pixels = round_to_levels(torch.cat(decoded))
         outputs: Any = pixels[:, :, 0] if plan.task.output == "image" else pixels
@@ -265,6 +272,12 @@ def plan_of(batch: Req) -> LancePlan:
     """The request with all defaults."""
     assert isinstance(batch.sampling_params, LanceSamplingParams)
     return batch.sampling_params.plan()
+
+
+def config_of(server_args: ServerArgs) -> LancePipelineConfig:
+    """The options of this pipeline."""
+    assert isinstance(server_args.pipeline_config, LancePipelineConfig)
+    return server_args.pipeline_config
 
 
 def output_seeds(batch: Req) -> list[int]:

@@ -6,6 +6,7 @@ from the release; the rotary sections are unequal and key/value heads are fewer 
 heads. What the code fixes stays: 48 latent channels, the VAE's stages.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,15 @@ _SPARE_TOKENS = 14  # the released vocabulary, too, has rows that no token uses
 _VAE_WIDTHS = VaeWidths(encoder=4, decoder=4)
 
 
-def write_tiny(path: Path, seed: int = 0) -> None:
+def write_tiny(
+    path: Path, seed: int = 0, decoder: Mapping[str, Any] | None = None
+) -> None:
     """Write a complete checkpoint; the same seed gives the same tensors.
 
     Args:
         path: A new or empty folder.
         seed: Of the random weights.
+        decoder: Keys of ``llm_config.json`` that shall differ, for benchmarks.
 
     Raises:
         ConfigError: ``path`` exists and is not an empty folder.
@@ -60,8 +64,8 @@ def write_tiny(path: Path, seed: int = 0) -> None:
     with new_folder(path) as folder:
         write_json(folder / "config.json", {"checkpoint_directories": list(VARIANTS)})
         for variant in VARIANTS:
-            _write_variant(folder / variant, variant, seed)
-        config = vision_config()
+            _write_variant(folder / variant, variant, seed, decoder or {})
+        config = vision_config((decoder or {}).get("hidden_size", _HIDDEN))
         specs = vision_specs(LanceVisionConfig.from_dict(config, "tiny"))
         write_json(folder / VISION_FOLDER / "config.json", config)
         tensors = _random(specs, seed, "vision")
@@ -69,14 +73,17 @@ def write_tiny(path: Path, seed: int = 0) -> None:
         torch.save(_random(vae_specs(_VAE_WIDTHS), seed, "vae"), folder / VAE_PICKLE)
 
 
-def _write_variant(folder: Path, variant: Variant, seed: int) -> None:
+def _write_variant(
+    folder: Path, variant: Variant, seed: int, decoder: Mapping[str, Any]
+) -> None:
     added = write_qwen_tokenizer(folder)
-    config = transformer_config(added)
+    config = {**transformer_config(added), **decoder}
+    hidden = config["hidden_size"]
     specs = list(transformer_specs(LanceTransformerConfig.from_dict(config, "tiny")))
     # Rows are cut; they are not read, and their number differs in the release too.
-    specs.append(TensorSpec(POSITION_TABLE, (MAX_LATENT_SIDE, _HIDDEN)))
+    specs.append(TensorSpec(POSITION_TABLE, (MAX_LATENT_SIDE, hidden)))
     if variant == "Lance_3B_Video":
-        vision = LanceVisionConfig.from_dict(vision_config(), "tiny")
+        vision = LanceVisionConfig.from_dict(vision_config(hidden), "tiny")
         specs += vision_specs(vision, BUNDLED_VISION)
     write_json(folder / "llm_config.json", config)
     write_tensors(folder / TRANSFORMER_FILES[0], _random(specs, seed, variant))
@@ -116,7 +123,7 @@ def transformer_config(added: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def vision_config() -> dict[str, Any]:
+def vision_config(out_hidden_size: int = _HIDDEN) -> dict[str, Any]:
     """``Qwen2.5-VL-ViT/config.json``."""
     return {
         "depth": 3,
@@ -126,7 +133,7 @@ def vision_config() -> dict[str, Any]:
         "in_chans": 3,
         "intermediate_size": 48,
         "num_heads": 2,
-        "out_hidden_size": _HIDDEN,
+        "out_hidden_size": out_hidden_size,
         "patch_size": 14,
         "spatial_merge_size": 2,
         "spatial_patch_size": 14,

@@ -30,7 +30,9 @@ from sglang_ext_gen.models.lance.config import (
     PIXELS_PER_LATENT,
 )
 from sglang_ext_gen.models.lance.tensors import VaeWidths, vae_specs
+from sglang_ext_gen.models.lance.tiling import Tiling, run_tiled
 from sglang_ext_gen.models.lance.weights import (
+    VAE_DECODER_RULES,
     VAE_PICKLE,
     VAE_RULES,
     VAE_SAFETENSORS,
@@ -60,22 +62,27 @@ LATENTS_STD = (
 
 
 def load_vae(
-    root: Path, *, dtype: torch.dtype, device: torch.device
+    root: Path, *, dtype: torch.dtype, device: torch.device, has_encoder: bool = True
 ) -> AutoencoderKLWan:
     """Build the VAE from the checkpoint root.
+
+    Args:
+        has_encoder: False leaves it on disk; tasks without a source do not need it.
 
     Raises:
         CheckpointError: There is no VAE file, or it is not exactly this VAE.
     """
+    rules = VAE_RULES if has_encoder else VAE_DECODER_RULES
     converted = root / VAE_SAFETENSORS
     if converted.is_file():
-        stored = read_tensors(converted)
-        vae = _build(_check(stored, converted.name), dtype)
-        load_weights(vae, converted, VAE_RULES, where=converted.name, device=device)
+        widths = _check(read_tensors(converted), converted.name)
+        vae = _build(widths, dtype, has_encoder)
+        load_weights(vae, converted, rules, where=converted.name, device=device)
         return vae.eval()
     tensors = read_vae_pickle(root / VAE_PICKLE)
-    vae = _build(_check(_describe(tensors, root / VAE_PICKLE), VAE_PICKLE), dtype)
-    plan = plan_steps(tensors, VAE_RULES, where=VAE_PICKLE)
+    widths = _check(_describe(tensors, root / VAE_PICKLE), VAE_PICKLE)
+    vae = _build(widths, dtype, has_encoder)
+    plan = plan_steps(tensors, rules, where=VAE_PICKLE)
     renamed = {
         step.targets[0]: tensors[step.sources[0]].to(device, dtype)
         for step in plan.steps
@@ -149,18 +156,31 @@ class LatentPosterior:
         return self.mean + self.deviation * _channels_last(noise).to(self.mean.device)
 
 
-def encode(vae: AutoencoderKLWan, pixels: Tensor) -> LatentPosterior:
+def encode(
+    vae: AutoencoderKLWan, pixels: Tensor, tiling: Tiling | None = None
+) -> LatentPosterior:
     """Normalised latents of frames.
 
     Args:
         vae: See ``load_vae``.
         pixels: [1, 3, T, height, width] float32 in [-1, 1], T = 4 k + 1.
+        tiling: How large frames are cut; None for not at all.
     """
-    posterior: Any = vae.encode(pixels.to(vae_dtype(vae)))
-    mean = posterior.mean.float() - _statistic(LATENTS_MEAN, pixels)
+
+    def run(part: Tensor) -> Tensor:
+        posterior: Any = vae.encode(part.to(vae_dtype(vae)))
+        return torch.cat([posterior.mean, posterior.logvar], dim=1).float()
+
+    moments = (
+        run(pixels)
+        if tiling is None
+        else run_tiled(run, pixels, tiling, scale_in=PIXELS_PER_LATENT, scale_out=1)
+    )
+    mean, logvar = moments.chunk(2, dim=1)
+    mean = mean - _statistic(LATENTS_MEAN, pixels)
     return LatentPosterior(
         mean=_channels_last(mean / _statistic(LATENTS_STD, pixels)),
-        deviation=_channels_last((0.5 * posterior.logvar.float()).exp()),
+        deviation=_channels_last((0.5 * logvar).exp()),
     )
 
 
@@ -169,19 +189,28 @@ def _channels_last(latents: Tensor) -> Tensor:
     return latents[0].permute(1, 2, 3, 0)
 
 
-def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def decode(
+    vae: AutoencoderKLWan, latents: Tensor, tiling: Tiling | None = None
+) -> Tensor:
     """Frames of normalised latents.
 
     Args:
         vae: See ``load_vae``.
         latents: [F, h, w, C] float32.
+        tiling: How large frames are cut; None for not at all.
 
     Returns:
         [1, 3, 4 (F - 1) + 1, 16 h, 16 w] float32 in [-1, 1].
     """
     raw = latents.permute(3, 0, 1, 2)[None]
     raw = raw * _statistic(LATENTS_STD, raw) + _statistic(LATENTS_MEAN, raw)
-    return vae.decode(raw.to(vae_dtype(vae))).float().clamp(-1, 1)
+
+    def run(part: Tensor) -> Tensor:
+        return vae.decode(part.to(vae_dtype(vae))).float().clamp(-1, 1)
+
+    if tiling is None:
+        return run(raw)
+    return run_tiled(run, raw, tiling, scale_in=1, scale_out=PIXELS_PER_LATENT)
 
 
 def vae_dtype(vae: AutoencoderKLWan) -> torch.dtype:
@@ -193,7 +222,9 @@ def _statistic(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device).view(1, -1, 1, 1, 1)
 
 
-def _build(widths: VaeWidths, dtype: torch.dtype) -> AutoencoderKLWan:
+def _build(
+    widths: VaeWidths, dtype: torch.dtype, has_encoder: bool
+) -> AutoencoderKLWan:
     config = WanVAEConfig(
         arch_config=WanVAEArchConfig(
             base_dim=widths.encoder,
@@ -208,6 +239,7 @@ def _build(widths: VaeWidths, dtype: torch.dtype) -> AutoencoderKLWan:
             latents_mean=LATENTS_MEAN,
             latents_std=LATENTS_STD,
         ),
+        load_encoder=has_encoder,
         # Parallel encoding changes the latents of sources; decoding does not need it.
         use_parallel_encode=False,
         use_parallel_decode=False,

@@ -124,9 +124,13 @@ def _vae_half(half: str, way: str) -> tuple[Rule, ...]:
 
 
 # From the vendor's names to those of SGLang's Wan VAE.
-VAE_RULES: tuple[Rule, ...] = (
+_VAE_DECODER: tuple[Rule, ...] = (
     Rename("conv1.{p}", "quant_conv.{p}"),
     Rename("conv2.{p}", "post_quant_conv.{p}"),
-    *_vae_half("encoder", "down"),
     *_vae_half("decoder", "up"),
+)
+VAE_RULES: tuple[Rule, ...] = (*_VAE_DECODER, *_vae_half("encoder", "down"))
+VAE_DECODER_RULES: tuple[Rule, ...] = (
+    *_VAE_DECODER,
+    Skip("encoder.**", "no task that is served has a source"),
 )

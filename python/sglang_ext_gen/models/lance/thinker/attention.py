@@ -62,12 +62,11 @@ def find_blocks(forward_batch: ForwardBatch, mm_inputs: list[Any]) -> list[Visua
         return []
     requests = forward_batch.req_pool_indices.tolist()
     blocks, offset = [], 0
-    lengths = zip(
-        forward_batch.extend_prefix_lens_cpu,
-        forward_batch.extend_seq_lens_cpu,
-        strict=True,
-    )
-    for index, (prefix, length) in enumerate(lengths):
+    prefixes = forward_batch.extend_prefix_lens_cpu
+    lengths = forward_batch.extend_seq_lens_cpu
+    assert prefixes is not None, "a prefill has them"
+    assert lengths is not None, "a prefill has them"
+    for index, (prefix, length) in enumerate(zip(prefixes, lengths, strict=True)):
         items = mm_inputs[index].mm_items if mm_inputs[index] is not None else ()
         for first, last in (span for item in items for span in item.offsets):
             begin, end = max(first, prefix), last + 1
@@ -92,7 +91,7 @@ class BlockAttention(RadixAttention):
         **kwargs: Any,
     ) -> Tensor:
         """q: [S, H * d]; k, v: [S, K * d] -> [S, H * d]."""
-        attended = super().forward(q, k, v, forward_batch, **kwargs)
+        attended: Any = super().forward(q, k, v, forward_batch, **kwargs)
         for block in _BLOCKS.get():
             attended[block.rows] = self._attend(q[block.rows], block)
         return attended

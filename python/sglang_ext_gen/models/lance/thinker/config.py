@@ -24,7 +24,8 @@ class LanceThinkerConfig(Qwen2Config):
     Args:
         vision_config: The released config of the tower, as it is.
         vision_weights: File of the tower; None when the model file bundles it.
-        num_tokens: Length of the tokenizer; later vocabulary rows are padding.
+        stored_vocab_size: Vocabulary rows on disk. ``vocab_size`` is the length of
+            the tokenizer; the rows beyond it are padding and are not loaded.
     """
 
     model_type = MODEL_TYPE
@@ -33,13 +34,25 @@ class LanceThinkerConfig(Qwen2Config):
         self,
         vision_config: dict[str, Any] | None = None,
         vision_weights: str | None = None,
-        num_tokens: int = 0,
+        stored_vocab_size: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.vision_config = vision_config or {}
         self.vision_weights = vision_weights
-        self.num_tokens = num_tokens
+        self.stored_vocab_size = stored_vocab_size
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """Theta and sections of the three-axis rotation."""
+        parameters: Any = self.rope_parameters
+        return dict(parameters)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads; Transformers allows None in between."""
+        assert self.num_key_value_heads is not None, "llm_config.json states it"
+        return self.num_key_value_heads
 
 
 class LanceTokenizerHolder:
@@ -60,6 +73,8 @@ def register_config() -> None:
     """Make SGLang and Transformers know this config; repeating it changes nothing."""
     _CONFIG_REGISTRY[MODEL_TYPE] = LanceThinkerConfig
     AutoConfig.register(MODEL_TYPE, LanceThinkerConfig, exist_ok=True)
-    register_customized_processor(LanceTokenizerHolder)(LanceThinkerConfig)
+    holder: Any = LanceTokenizerHolder  # annotated with Transformers' own classes
+    config: Any = LanceThinkerConfig
+    register_customized_processor(holder)(config)
     if ARCHITECTURE not in model_config.multimodal_model_archs:
         model_config.multimodal_model_archs.append(ARCHITECTURE)

@@ -3,7 +3,8 @@
 
 Deliberate differences from SGLang's Qwen2.5-VL: norms of queries and keys per head,
 attention that is bidirectional inside a visual block (``attention.py``), an untied
-head, and no answer from vocabulary rows beyond the tokenizer.
+head, and a vocabulary that ends with the tokenizer: the padding rows of the release,
+which would win over real tokens, are not loaded.
 """
 
 from collections.abc import Iterable
@@ -51,11 +52,11 @@ class LanceThinkerAttention(Qwen2Attention):
         quant_config: QuantizationConfig | None,
         prefix: str,
     ) -> None:
-        rope = dict(config.rope_parameters)
+        rope = config.rope
         super().__init__(
             hidden_size=config.hidden_size,
             num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
+            num_kv_heads=config.num_kv_heads,
             layer_id=layer_id,
             rope_theta=rope["rope_theta"],
             rope_scaling=rope,
@@ -164,8 +165,10 @@ class LanceForConditionalGeneration(nn.Module):
 
     def _embed_block(self, item: MultimodalDataItem) -> Tensor:
         device = self.visual.patch_embed.proj.weight.device
-        data = item.model_specific_data
-        features = self.visual(item.feature.to(device), tuple(data[GRID]))
+        data: dict[str, Any] = item.model_specific_data
+        patches = item.feature
+        assert isinstance(patches, Tensor), "made by our processor"
+        features = self.visual(patches.to(device), tuple(data[GRID]))
         markers = torch.tensor(data[MARKERS], device=device)
         edges = self.model.embed_tokens(markers).to(features.dtype)
         return torch.cat([edges[:1], features, edges[1:]])
@@ -189,12 +192,9 @@ class LanceForConditionalGeneration(nn.Module):
                 multimodal_model=self,
                 positions=forward_batch.mrope_positions,
             )
-        output = self.logits_processor(
+        return self.logits_processor(
             input_ids, hidden_states, self.lm_head, forward_batch
         )
-        if output.next_token_logits is not None:
-            output.next_token_logits[..., self.config.num_tokens :] = -torch.inf
-        return output
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Fill all parameters from the checkpoint directory and the vision tower.
@@ -209,20 +209,20 @@ class LanceForConditionalGeneration(nn.Module):
             transformer_specs(_released_config(self.config)),
             vision_specs(self.vision_config, BUNDLED_VISION),
         )
-        return thinker_weights.load(self, weights, specs)
+        return thinker_weights.load(self, weights, specs, self.config.vocab_size)
 
 
 def _released_config(config: LanceThinkerConfig) -> LanceTransformerConfig:
     return LanceTransformerConfig(
-        vocab_size=config.vocab_size,
+        vocab_size=config.stored_vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_hidden_layers,
         num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
+        num_key_value_heads=config.num_kv_heads,
         rms_norm_eps=config.rms_norm_eps,
-        rope_theta=config.rope_parameters["rope_theta"],
-        mrope_section=tuple(config.rope_parameters["mrope_section"]),
+        rope_theta=config.rope["rope_theta"],
+        mrope_section=tuple(config.rope["mrope_section"]),
     )
 
 

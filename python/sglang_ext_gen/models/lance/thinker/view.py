@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
+
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance.layout import (
     LanceFiles,
@@ -28,6 +30,8 @@ from sglang_ext_gen.models.lance.weights import VISION_FILE, VISION_FOLDER
 from sglang_ext_gen.weights.layout import read_json, read_tensors
 
 logger = logging.getLogger(__name__)
+
+HUB_ID = "bytedance-research/Lance"
 
 _TOKENIZER_PATTERNS = ("tokenizer*", "vocab.json", "merges.txt")
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
@@ -45,7 +49,6 @@ _DECODER_KEYS = (
     "num_key_value_heads",
     "rms_norm_eps",
     "rope_theta",
-    "vocab_size",
 )
 
 
@@ -59,6 +62,15 @@ def prepare_arguments(server_args: Any) -> None:
         CheckpointError: The checkpoint is incomplete; names what is missing.
     """
     path = Path(server_args.model_path)
+    if server_args.model_path.lower() == HUB_ID.lower():
+        # SGLang would look for a config.json of the whole repository.
+        path = Path(
+            snapshot_download(
+                server_args.model_path,
+                revision=server_args.revision,
+                cache_dir=server_args.download_dir,
+            )
+        )
     if not path.is_dir() or not recognises(path):
         return
     view = make_view(path)
@@ -104,7 +116,7 @@ def make_view(path: Path) -> Path:
 def view_config(files: LanceFiles, variant: Variant) -> dict[str, Any]:
     """``config.json`` of a view."""
     # Both are checked: a key that we do not know is an error.
-    files.read_transformer_config(variant)
+    decoder = files.read_transformer_config(variant)
     files.read_vision_config()
     folder = files.folder(variant)
     released = read_json(folder / "llm_config.json")
@@ -114,15 +126,17 @@ def view_config(files: LanceFiles, variant: Variant) -> dict[str, Any]:
         **{key: released[key] for key in _DECODER_KEYS if key in released},
         "architectures": ["LanceForConditionalGeneration"],
         "model_type": "lance_thinker",
-        "num_tokens": _num_tokens(folder),
         "rope_scaling": {
             "rope_type": "default",
             "mrope_section": released["rope_scaling"]["mrope_section"],
         },
         "tie_word_embeddings": False,
+        "stored_vocab_size": decoder.vocab_size,
         "torch_dtype": "bfloat16",
         "vision_config": read_json(files.root / VISION_FOLDER / "config.json"),
         "vision_weights": None if is_bundled else str(standalone),
+        # Rows that no token uses are not loaded, so that nothing can choose one.
+        "vocab_size": _num_tokens(folder),
     }
 
 

@@ -19,6 +19,11 @@ from sglang_ext_gen.weights.rules import raise_problems
 
 _UNUSED = ("vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed.")
 _GENERATION = "_moe_gen"
+# One row a token, then padding.
+_VOCABULARY = (
+    "language_model.model.embed_tokens.weight",
+    "language_model.lm_head.weight",
+)
 _QKV = re.compile(r"(.*\.self_attn)\.([qkv])_proj\.(weight|bias)")
 _GATED = re.compile(r"(.*\.mlp)\.(gate|up)_proj\.weight")
 
@@ -59,6 +64,7 @@ def load(
     module: nn.Module,
     weights: Iterable[tuple[str, Tensor]],
     specs: Iterable[TensorSpec],
+    num_tokens: int,
 ) -> set[str]:
     """Fill every parameter; returns their names.
 
@@ -66,6 +72,7 @@ def load(
         module: Its parameters may carry SGLang's ``weight_loader``.
         weights: Names and tensors as released.
         specs: What must come, of the used tensors.
+        num_tokens: Length of the tokenizer; later vocabulary rows are left on disk.
 
     Raises:
         CheckpointError: A tensor is missing, left over, given twice or of another
@@ -85,7 +92,8 @@ def load(
         elif tuple(tensor.shape) != shape:
             problems.append(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
         else:
-            _write(parameters[target.name], tensor, target)
+            used = tensor[:num_tokens] if name in _VOCABULARY else tensor
+            _write(parameters[target.name], used, target)
             filled.add(target.name)
     problems += [f"{name} is missing" for name in expected]
     problems += [f"nothing fills {name}" for name in parameters.keys() - filled]

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which weights of Lance become FP8, and what that does to them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sglang_ext_gen.models.lance.layout import find_files
+from sglang_ext_gen.weights.fp8_quality import quality_of_file
+
+# Embeddings, the head, norms and what turns latents and times into tokens stay as
+# released: little memory, and every latent passes through them.
+_LAYERS = "language_model.model.layers."
+
+
+def is_quantized_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a released tensor becomes FP8: the matrices of the layers."""
+    return name.startswith(_LAYERS) and len(shape) == 2
+
+
+def fp8_quality(path: Path) -> Iterator[tuple[str, float]]:
+    """What ``--weight-format fp8`` would do to a checkpoint.
+
+    Args:
+        path: The root, or one checkpoint directory.
+
+    Yields:
+        Directory and name of each quantised weight, and its signal-to-noise ratio in
+        dB.
+
+    Raises:
+        CheckpointError: The weights cannot be read.
+    """
+    files = find_files(path)
+    for variant in (files.named,) if files.named else files.variants():
+        weights = quality_of_file(files.transformer(variant), is_quantized_weight)
+        for name, decibels in weights:
+            yield f"{variant}/{name}", decibels

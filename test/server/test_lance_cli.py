@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lance through the command line, as a user runs it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import Golden
+from images import read_rgb
+from server.lance_requests import MIN_PSNR, request_of, worst_psnr, write_source_video
+from server.servers import free_ports, server_environment
+from sglang_ext_gen.models.lance.demo import demo_requests
+
+pytestmark = [pytest.mark.slow, pytest.mark.unproven]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def golden(golden_dir) -> Golden:
+    return Golden(golden_dir("lance"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def started(*words: str) -> subprocess.CompletedProcess[str]:
+        _, scheduler_port, master_port = free_ports()
+        ports = ("--scheduler-port", str(scheduler_port))
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "sglang_ext_gen", *words, *ports),
+                *("--master-port", str(master_port)),
+            ],
+            cwd=tmp_path,
+            env=server_environment({}),
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+
+    return started
+
+
+def flags_of(fields: dict[str, Any]) -> list[str]:
+    words = []
+    for name, value in fields.items():
+        values = (
+            value if isinstance(value, Sequence) and name == "cfg_interval" else [value]
+        )
+        words += ["--" + name.replace("_", "-"), *map(str, values)]
+    return words
+
+
+def test_an_edit_equals_the_official_one_and_loads_what_it_needs(run, golden, tmp_path):
+    fields = request_of(golden, "image_edit", tmp_path / "unused")
+    done = run(
+        # One checkpoint directory, not the root: it runs all that it is asked for.
+        *("generate", str(golden.path / "checkpoint" / "Lance_3B")),
+        *(*flags_of(fields), "--tasks", "image_edit"),
+        *("--precision", "float32", "--json"),
+        *("--output", str(tmp_path / "edit.png")),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [output] = json.loads(done.stdout)["outputs"]
+    picture = read_rgb(Path(output["path"]).read_bytes())
+    assert worst_psnr(golden, "image_edit", [picture]) >= MIN_PSNR
+    assert "Lance_3B/: loaded" in done.stderr
+    assert "Qwen2.5-VL-ViT/: loaded" in done.stderr
+    assert "Lance_3B_Video/: loaded" not in done.stderr
+
+
+def test_a_video_edit_with_every_loading_option_is_close_to_the_official_one(
+    run, golden, tmp_path
+):
+    video = write_source_video(golden, tmp_path / "in.mp4")
+    fields = request_of(golden, "video_edit", video)
+    done = run(
+        *("generate", str(golden.path / "checkpoint"), *flags_of(fields)),
+        *("--tasks", "video_edit", "--weight-format", "fp8", "--vae-tiling", "on"),
+        *("--precision", "float32", "--json"),
+        *("--output", str(tmp_path / "edit.mp4")),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [output] = json.loads(done.stdout)["outputs"]
+    with av.open(output["path"], "r") as container:
+        assert container.streams.video[0].average_rate == 12
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    case = golden.json["cases"]["video_edit"]
+    assert len(frames) == case["output_frames"]
+    assert frames[0].shape[:2] == tuple(case["output_size_hw"])
+    # The last frame survives H.264 at its default strength, noise though it is.
+    want = Image.open(golden.path / case["output_files"][-1]).convert("L")
+    got = Image.fromarray(frames[-1]).convert("L").crop((0, 0, *want.size))
+    pixels = (np.asarray(image).ravel() for image in (want, got))
+    correlation = np.corrcoef(*pixels)[0, 1]
+    assert correlation > 0.9, correlation
+    assert "Lance_3B_Video/: loaded" in done.stderr
+    assert "Lance_3B/: loaded" not in done.stderr
+    assert "16 FP8 linears, mode resident" in done.stderr  # 2 layers, 2 sets, 4 each
+
+
+def test_a_malicious_vae_is_refused_and_not_run(run, golden, tmp_path):
+    checkpoint = tmp_path / "lance"
+    shutil.copytree(golden.path / "checkpoint", checkpoint)
+    marker = tmp_path / "owned"
+    torch.save({"conv1.weight": Evil(marker)}, checkpoint / "Wan2.2_VAE.pth")
+    done = run("generate", str(checkpoint), "--prompt", "x", "--tasks", "t2i")
+    assert done.returncode == 1
+    assert "Wan2.2_VAE.pth is refused" in done.stdout + done.stderr
+    assert not marker.exists()
+
+
+class Evil:
+    """Unpickling this runs a command."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        import os
+
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_demo_runs_every_task(run, tmp_path):
+    done = run("demo", "lance", "--output", str(tmp_path / "demo"), "--steps", "2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = sorted(path.name for path in (tmp_path / "demo").iterdir() if path.is_file())
+    kinds = ("png", "png", "mp4", "mp4", "mp4")
+    assert made == [f"lance-{i}.{kind}" for i, kind in enumerate(kinds, start=1)]
+    assert len(demo_requests()) == len(kinds)
+    assert all(f"demo/{name}" in done.stdout for name in made)
