@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One side of ``bench_qwen_image.py``: the Qwen-Image pipeline of diffusers."""
 
+import importlib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +15,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def load(options: Message) -> tuple[Message, Callable[[Message], Message]]:
     """Load the checkpoint; ``options`` as for SGLang, without ``load_options``."""
-    from diffusers import QwenImagePipeline
-
+    # Any: diffusers' types call its results a union that nobody returns.
+    diffusers: Any = importlib.import_module("diffusers")
     rss_before = peak_rss_mib()
     memory = LoadingMemory()
     has_cuda = torch.cuda.is_available()
-    pipeline = QwenImagePipeline.from_pretrained(
+    pipeline = diffusers.QwenImagePipeline.from_pretrained(
         options["model"], torch_dtype=DTYPES[options["precision"]]
     ).to("cuda" if has_cuda else "cpu")
     pipeline.set_progress_bar_config(disable=True)

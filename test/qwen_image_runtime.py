@@ -106,6 +106,14 @@ def load_pipeline(checkpoint: Path, **options: Any) -> LoadedPipeline:
     return LoadedPipeline(pipeline, server_args)
 
 
+def reference_pipeline(name: str, checkpoint: Path) -> Any:
+    """A pipeline of diffusers in float32."""
+    import diffusers
+
+    pipeline = getattr(diffusers, name)
+    return pipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+
+
 def decibels(image: torch.Tensor, reference: torch.Tensor) -> float:
     """Peak signal-to-noise ratio of two tensors from 0 to 1."""
     return float(-10 * torch.log10((image - reference).square().mean()))

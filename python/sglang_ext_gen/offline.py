@@ -110,16 +110,11 @@ def _build_requests(
             "output_file_name", "one name given for several prompts; leave it out"
         )
     images = _images_of_each(prompts, given.get("image_path"))
-    params: SamplingParams | None = None
+    params = _checked_params(generator, given, images[0])
     requests: list[Req] = []
     for index, (prompt, image_path) in enumerate(zip(prompts, images, strict=True)):
-        if params is None or params.image_path != image_path:
-            own = {} if image_path is None else {"image_path": image_path}
-            params = SamplingParams.from_user_sampling_params_args(
-                generator.server_args.model_path,
-                server_args=generator.server_args,
-                **{**given, **own},
-            )
+        if index > 0 and image_path != images[index - 1]:
+            params = _checked_params(generator, given, image_path)
         prompt_params = _replace_sampling_params_for_prompt(
             params,
             prompt=prompt,
@@ -139,6 +134,18 @@ def _build_requests(
     return requests
 
 
+def _checked_params(
+    generator: DiffGenerator, given: dict[str, Any], image_path: Any
+) -> SamplingParams:
+    """SGLang's params of a request with these source pictures."""
+    own = {} if image_path is None else {"image_path": image_path}
+    return SamplingParams.from_user_sampling_params_args(
+        generator.server_args.model_path,
+        server_args=generator.server_args,
+        **{**given, **own},
+    )
+
+
 def _as_list(prompt: str | Sequence[str]) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
@@ -154,7 +161,7 @@ def _images_of_each(prompts: list[str], given: Any) -> list[Any]:
         given: Pictures for a single prompt. For several prompts as in stock: one
             picture that all share, or one for each; here also a list for each.
     """
-    lists = given if isinstance(given, (list, tuple)) else []
+    lists: Sequence[Any] = given if isinstance(given, (list, tuple)) else []
     if any(isinstance(item, (list, tuple)) for item in lists):
         if len(lists) != len(prompts):
             raise RequestError(
@@ -164,7 +171,8 @@ def _images_of_each(prompts: list[str], given: Any) -> list[Any]:
             list(item) if isinstance(item, (list, tuple)) else [item] for item in lists
         ]
     try:
-        return DiffGenerator._resolve_image_paths_per_prompt(prompts, given)
+        paths = list(given) if isinstance(given, tuple) else given
+        return DiffGenerator._resolve_image_paths_per_prompt(prompts, paths)
     except ValueError as error:
         raise RequestError("image_path", str(error)) from error
 

@@ -9,6 +9,7 @@ from qwen_image_runtime import (
     copy_checkpoint,
     decibels,
     load_pipeline,
+    reference_pipeline,
     write_picture,
 )
 from sglang_ext_gen.errors import RequestError
@@ -49,11 +50,7 @@ def test_prompts_of_mixed_length_with_guidance(t2i: LoadedPipeline) -> None:
 
 
 def test_a_batch_equals_diffusers_one_by_one(t2i, t2i_checkpoint) -> None:
-    from diffusers import QwenImagePipeline
-
-    reference = QwenImagePipeline.from_pretrained(
-        t2i_checkpoint, torch_dtype=torch.float32
-    )
+    reference = reference_pipeline("QwenImagePipeline", t2i_checkpoint)
     fields = {"negative_prompt": "blurry and dull", "true_cfg_scale": 3.0, **SMALL}
     expected = torch.cat(
         [

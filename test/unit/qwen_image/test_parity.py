@@ -17,6 +17,7 @@ from qwen_image_runtime import (
     decibels,
     image_of,
     load_pipeline,
+    reference_pipeline,
     write_picture,
 )
 
@@ -114,7 +115,6 @@ def test_bf16(kind: str, runtime: None, request: pytest.FixtureRequest) -> None:
 
 
 def test_two_references_against_diffusers(edit, edit_checkpoint, tmp_path) -> None:
-    from diffusers import QwenImageEditPlusPipeline
     from PIL import Image
 
     wide = write_picture(tmp_path / "wide.png", 96, 64, seed=1)
@@ -127,9 +127,7 @@ def test_two_references_against_diffusers(edit, edit_checkpoint, tmp_path) -> No
         "height": 128,
         "num_inference_steps": 2,
     }
-    reference = QwenImageEditPlusPipeline.from_pretrained(
-        edit_checkpoint, torch_dtype=torch.float32
-    )
+    reference = reference_pipeline("QwenImageEditPlusPipeline", edit_checkpoint)
     supply_token_types(reference)
     expected = reference(
         image=[Image.open(wide), Image.open(tall)],
@@ -146,7 +144,6 @@ def test_other_releases_against_diffusers(
     release: str, runtime: None, edit_checkpoint, tmp_path
 ) -> None:
     """What differs is in the files: the pipeline's class, ``zero_cond_t``."""
-    import diffusers
     from PIL import Image
 
     changes: dict[str, dict[str, Any]] = {
@@ -163,9 +160,7 @@ def test_other_releases_against_diffusers(
     kind = (
         "QwenImageEditPipeline" if release == "first" else "QwenImageEditPlusPipeline"
     )
-    reference = getattr(diffusers, kind).from_pretrained(
-        checkpoint, torch_dtype=torch.float32
-    )
+    reference = reference_pipeline(kind, checkpoint)
     supply_token_types(reference)
     image = Image.open(picture)
     expected = reference(

@@ -27,7 +27,7 @@ PIXELS_PER_TOKEN = 16
 
 # The released schedules end at ``shift_terminal``, which takes two.
 _MIN_STEPS = 2
-_SIZE = {"minimum": 128, "maximum": 4096, "multiple_of": 16}
+_SIZE: dict[str, Any] = {"minimum": 128, "maximum": 4096, "multiple_of": 16}
 
 _COMMON: tuple[RequestField, ...] = (
     RequestField("width", "int", "Picture width in pixels.", **_SIZE),
