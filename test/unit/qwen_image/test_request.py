@@ -36,6 +36,8 @@ def test_fields_in_their_types() -> None:
     ("values", "field"),
     [
         ({"prompt": ""}, "prompt"),
+        ({"prompt": "\udcff"}, "prompt"),
+        ({"negative_prompt": "\udcff"}, "negative_prompt"),
         ({"prompt": ["a", " "]}, "prompt"),
         ({"width": 100}, "width"),
         ({"height": 64}, "height"),
