@@ -29,8 +29,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python -e '.[test]'
 	@touch $@
 
-demo: setup ## Write a tiny checkpoint and make a picture with it, on any device
+demo: setup ## Write tiny checkpoints, draw and chat with them, on any device
 	$(BIN)/python -m sglang_ext_gen demo
+	$(BIN)/python -m sglang_ext_gen demo ming_omni
 
 test: setup ## Run every test that needs no accelerator; ARGS are passed to pytest
 	$(BIN)/python -m pytest $(ARGS)

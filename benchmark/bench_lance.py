@@ -297,10 +297,10 @@ def _reference(setting: Setting, variant: Variant) -> reference.ReferenceLance:
 # --- memory -------------------------------------------------------------------
 
 
-def _measure_memory(setting: Setting, _: argparse.Namespace) -> list[dict[str, Any]]:
+def _measure_memory(setting: Setting, _: argparse.Namespace) -> dict[str, Any]:
     if setting.device.type != "cpu":
         print("not measured: this part reads the memory of CPU processes")
-        return []
+        return {}
     rows = [_in_child(_task_memory, setting, [case]) for case in setting.cases]
     rows.append(_in_child(_task_memory, setting, list(setting.cases)))
     rows += [
@@ -310,9 +310,9 @@ def _measure_memory(setting: Setting, _: argparse.Namespace) -> list[dict[str, A
     print(f"{'what':16}{'weights MiB':>12}{'peak MiB':>12}")
     for row in rows:
         print(f"{row.what:16}{row.weights_mib:12}{row.peak_mib:12}")
-    decibels = _in_child(_tiling_psnr, setting)
-    print(f"a frame decoded in tiles against whole: {decibels} dB")
-    return [*(asdict(row) for row in rows), {"tiling_psnr_db": decibels}]
+    loss = _in_child(_tiling_loss, setting)
+    print(f"a frame of 1024 x 1024 in tiles against whole: {loss}")
+    return {"rows": [asdict(row) for row in rows], "tiling": loss}
 
 
 @torch.no_grad()
@@ -349,11 +349,17 @@ def _decode_memory(setting: Setting, what: str, tiling: Tiling | None) -> Memory
 
 
 @torch.no_grad()
-def _tiling_psnr(setting: Setting) -> float:
-    wan = Parts(setting, ["t2i"]).vae()
+def _tiling_loss(setting: Setting) -> dict[str, float]:
+    """How close tiles come to whole frames, in dB: of pixels (peak), of latents."""
+    wan = Parts(setting, ["i2v"]).vae()
     whole, tiled = (vae.decode(wan, _large_latents(), t) for t in (None, Tiling()))
-    error = (tiled - whole).div(2).square().mean().item()
-    return round(-10 * math.log10(error), 1)
+    pixels = (tiled - whole).div(2).square().mean().item()
+    latents, parts = (vae.encode(wan, whole, t).mean for t in (None, Tiling()))
+    noise = ((parts - latents).square().mean() / latents.square().mean()).item()
+    return {
+        "decode_db": round(-10 * math.log10(pixels), 1),
+        "encode_db": round(-10 * math.log10(noise), 1),
+    }
 
 
 def _large_latents() -> Tensor:

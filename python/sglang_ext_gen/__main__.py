@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "make pictures or videos from the command line",
     "serve": "start SGLang's HTTP server",
     "doctor": "check the installation, or a checkpoint",
+    "convert": "write the pickles of a checkpoint as safetensors",
     "demo": "write a tiny checkpoint and run it, on any device",
     "tiny": "write a tiny random checkpoint in a family's released layout",
 }

@@ -43,6 +43,10 @@ class ModelFamily:
         fp8_quality: Function from a local directory to pairs of a weight's name and
             its signal-to-noise ratio in dB as FP8; None where weights are not
             quantised at load.
+        demo_chat: Context manager from a tiny checkpoint to load options for the demo
+            and a function from a picture to a chat about it; None without a chat.
+        convert: Function from a local directory to the safetensors files that it wrote
+            from the checkpoint's pickles; None where there are none.
     """
 
     name: str
@@ -60,6 +64,8 @@ class ModelFamily:
     hf_model_paths: tuple[str, ...]
     http_routes: tuple[str, ...]
     fp8_quality: str | None = None
+    demo_chat: str | None = None
+    convert: str | None = None
 
     @property
     def pipeline_name(self) -> str:
@@ -69,6 +75,7 @@ class ModelFamily:
 
 _IDEOGRAM4 = "sglang_ext_gen.models.ideogram4"
 _LANCE = "sglang_ext_gen.models.lance"
+_MING_OMNI = "sglang_ext_gen.models.ming_omni"
 _QWEN_IMAGE = "sglang_ext_gen.models.qwen_image"
 
 FAMILIES: tuple[ModelFamily, ...] = (
@@ -103,7 +110,26 @@ FAMILIES: tuple[ModelFamily, ...] = (
         demo_requests=f"{_LANCE}.demo:demo_requests",
         hf_model_paths=("bytedance-research/Lance",),
         http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
+        convert=f"{_LANCE}.vae:convert",
         fp8_quality=f"{_LANCE}.fp8_quality:fp8_quality",
+    ),
+    ModelFamily(
+        name="ming_omni",
+        title="Ming-flash-omni 2.0",
+        pipeline=f"{_MING_OMNI}.pipeline:MingOmniImagePipeline",
+        pipeline_config=f"{_MING_OMNI}.pipeline_config:MingImagePipelineConfig",
+        sampling_params=f"{_MING_OMNI}.sampling_params:MingImageSamplingParams",
+        request_fields=f"{_MING_OMNI}.request:REQUEST_FIELDS",
+        load_options=f"{_MING_OMNI}.options:LOAD_OPTIONS",
+        check_request=f"{_MING_OMNI}.request:check_request",
+        check_checkpoint=f"{_MING_OMNI}.layout:check_checkpoint",
+        recognises=f"{_MING_OMNI}.layout:recognises",
+        write_tiny=f"{_MING_OMNI}.tiny:write_tiny",
+        demo_requests=f"{_MING_OMNI}.demo:demo_requests",
+        hf_model_paths=("inclusionAI/Ming-flash-omni-2.0",),
+        http_routes=("/v1/images/generations", "/v1/images/edits"),
+        demo_chat=f"{_MING_OMNI}.demo:demo_chat",
+        convert=f"{_MING_OMNI}.loaders:convert",
     ),
     ModelFamily(
         name="qwen_image",
@@ -179,7 +205,7 @@ class LanguageModel:
     prepare_arguments: str | None = None
 
 
-_MING_THINKER = "sglang_ext_gen.models.ming_omni.thinker"
+_MING_THINKER = f"{_MING_OMNI}.thinker"
 
 LANGUAGE_MODELS: tuple[LanguageModel, ...] = (
     LanguageModel(
@@ -282,12 +308,14 @@ def language_model_of(path: Path) -> LanguageModel | None:
 def find_row(name: str) -> ModelFamily | LanguageModel:
     """The row called ``name`` in either table, enabled or not.
 
+    A family's own row speaks for its whole checkpoint.
+
     Raises:
         ConfigError: There is none; lists the known names.
     """
-    for model in LANGUAGE_MODELS:
-        if model.name == name:
-            return model
+    for row in (*FAMILIES, *LANGUAGE_MODELS):
+        if row.name == name:
+            return row
     return find_family(name)
 
 

@@ -21,6 +21,13 @@ IDEOGRAM4_WEIGHTS = EnvironmentVariable(
     effect="Released weights of ideogram-ai/ideogram-4-fp8; the cases that need them "
     "are skipped where it is not set.",
 )
+MING_WEIGHTS = EnvironmentVariable(
+    name="EXT_GEN_TEST_MING_OMNI",
+    kind="directory",
+    default="",
+    effect="Released weights of inclusionAI/Ming-flash-omni-2.0; the cases that need "
+    "them are skipped where it is not set.",
+)
 LANCE_WEIGHTS = EnvironmentVariable(
     name="EXT_GEN_TEST_LANCE",
     kind="directory",
@@ -29,7 +36,11 @@ LANCE_WEIGHTS = EnvironmentVariable(
     "skipped where it is not set.",
 )
 # Their prefix is not the package's: that one is for what the package itself reads.
-VARIABLES: tuple[EnvironmentVariable, ...] = (IDEOGRAM4_WEIGHTS, LANCE_WEIGHTS)
+VARIABLES: tuple[EnvironmentVariable, ...] = (
+    IDEOGRAM4_WEIGHTS,
+    MING_WEIGHTS,
+    LANCE_WEIGHTS,
+)
 
 FP8_GEMM_CAPABILITY = (8, 9)  # first CUDA capability with FP8 tensor cores (Ada)
 
@@ -95,6 +106,31 @@ class GpuCase:
     num_gpus: int = 1
     min_capability: tuple[int, int] = (0, 0)
     baseline: Baseline | None = None
+
+
+@dataclass(frozen=True)
+class GpuChat:
+    """One question to a language model, through ``sglang.launch_server``.
+
+    Args:
+        name: Unique; starts with the family's name.
+        model: A checkpoint, or the variable that says where released weights are.
+        question: Text of the user's turn.
+        image: A picture before the text.
+        flags: Of the server.
+        answer: What it must say, greedily; None asks for any text.
+        max_tokens: Length of the answer.
+        num_gpus: How many GPUs it needs.
+    """
+
+    name: str
+    model: Path | EnvironmentVariable
+    question: str
+    image: Path | None = None
+    flags: tuple[str, ...] = ()
+    answer: str | None = None
+    max_tokens: int = 64
+    num_gpus: int = 1
 
 
 # --- Ideogram 4 ---------------------------------------------------------------------
@@ -210,6 +246,67 @@ IDEOGRAM4_CASES = (
     *_on_two_gpus(_RELEASED, _BF16_DB),
 )
 
+# --- Ming-flash-omni 2.0 ------------------------------------------------------------
+
+_OMNI = GOLDEN_ROOT / "ming_omni"
+_OMNI_TINY = _OMNI / "checkpoint"
+_T2I = {
+    **{"prompt": "a red cube", "width": 64, "height": 96, "seed": 42},
+    **{"num_inference_steps": 6, "guidance_scale": 2.0},
+}
+_EDIT = {
+    **{"prompt": "make the sky purple", "width": 96, "height": 64, "seed": 43},
+    **{"num_inference_steps": 6, "guidance_scale": 2.0},
+    "image_path": str(_OMNI / "reference.png"),
+}
+_RELEASED_T2I = {
+    **{"prompt": 'A fox in the snow beside a sign "OPEN"', "seed": 42},
+    **{"width": 1024, "height": 1024, "num_inference_steps": 30},
+}
+# The tiny thinker shares a GPU with the generator; the released one has its own.
+_TINY_THINKER = "--mem-fraction-static 0.2 --context-length 2048"
+_BESIDE = ("--thinker-args=--tp-size 4 --base-gpu-id 1",)
+# golden.json: right implementations reach 60 dB in float32, less in bf16, where a
+# router may choose another expert.
+_OMNI_FLOAT32_DB, _OMNI_BF16_DB = 48.0, 27.0
+
+MING_CASES = (
+    *(
+        GpuCase(
+            f"ming_omni-tiny-float32-{name}",
+            _OMNI_TINY,
+            request,
+            flags=(*_FLOAT32, f"--thinker-args={_TINY_THINKER} --dtype float32"),
+            agreements=(Agreement(_OMNI / f"{name}.png", _OMNI_FLOAT32_DB),),
+        )
+        for name, request in (("t2i", _T2I), ("edit", _EDIT))
+    ),
+    GpuCase(
+        "ming_omni-tiny-bf16-edit",
+        _OMNI_TINY,
+        _EDIT,
+        flags=(f"--thinker-args={_TINY_THINKER} --dtype bfloat16",),
+        agreements=(Agreement(_OMNI / "edit.png", _OMNI_BF16_DB),),
+    ),
+    GpuCase(
+        "ming_omni-released-t2i",
+        MING_WEIGHTS,
+        _RELEASED_T2I,
+        flags=_BESIDE,
+        num_gpus=5,
+    ),
+    GpuCase(
+        "ming_omni-released-edit",
+        MING_WEIGHTS,
+        {
+            **{"prompt": "make the sky purple", "seed": 43, "num_inference_steps": 30},
+            "image_path": str(_OMNI / "reference.png"),
+        },
+        flags=_BESIDE,
+        num_gpus=5,
+    ),
+)
+
 # --- Lance --------------------------------------------------------------------------
 
 _LANCE = GOLDEN_ROOT / "lance"
@@ -246,4 +343,23 @@ LANCE_CASES = (
     ),
 )
 
-CASES: tuple[GpuCase, ...] = (*IDEOGRAM4_CASES, *LANCE_CASES)
+CASES: tuple[GpuCase, ...] = (*IDEOGRAM4_CASES, *MING_CASES, *LANCE_CASES)
+
+CHATS: tuple[GpuChat, ...] = (
+    GpuChat(
+        "ming_omni-tiny-chat",
+        _OMNI_TINY,
+        "What is 2+2?",
+        flags=("--dtype", "float32", "--mem-fraction-static", "0.3"),
+        answer="apy65r06c7r0",  # golden.json, case chat_text
+        max_tokens=12,
+    ),
+    GpuChat(
+        "ming_omni-released-chat",
+        MING_WEIGHTS,
+        "What is in this picture?",
+        image=_OMNI / "reference.png",
+        flags=("--tp-size", "4"),
+        num_gpus=4,
+    ),
+)

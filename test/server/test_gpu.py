@@ -13,14 +13,26 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from images import psnr, read_rgb
-from server.gpu_cases import CASES, VARIABLES, Agreement, Baseline, GpuCase, Tiny
+from server.gpu_cases import (
+    CASES,
+    CHATS,
+    VARIABLES,
+    Agreement,
+    Baseline,
+    GpuCase,
+    GpuChat,
+    Tiny,
+)
+from server.ming import data_url
 from server.servers import free_ports, server_environment
 from sglang_ext_gen.envs import PREFIX, EnvironmentVariable
 from sglang_ext_gen.registry import FAMILIES, find_family, resolve
@@ -75,7 +87,43 @@ def generate_picture(case: GpuCase, folder: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def checkpoint(case: GpuCase, folder: Path) -> Path:
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("chat", CHATS, ids=lambda chat: chat.name)
+def test_chat(chat: GpuChat, tmp_path: Path) -> None:
+    from sglang_ext_gen.serving.child_server import ChildServer
+
+    skip_unless_possible(chat)
+    model = str(checkpoint(chat, tmp_path))
+    command = ["-m", "sglang.launch_server", "--model-path", model, *chat.flags]
+    server = ChildServer(chat.name, command)
+    server.start()
+    try:
+        server.wait_until_healthy(GENERATE_SECONDS)
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+        content: list[Any] = [{"type": "text", "text": chat.question}]
+        if chat.image is not None:
+            url = {"url": data_url(chat.image)}
+            content.insert(0, {"type": "image_url", "image_url": url})
+        started = time.perf_counter()
+        answer = client.chat.completions.create(
+            model="default",
+            messages=[{"role": "user", "content": content}],
+            max_tokens=chat.max_tokens,
+            temperature=0,
+            extra_body={"ignore_eos": True},
+        )
+        seconds = time.perf_counter() - started
+    finally:
+        server.stop()
+    text = answer.choices[0].message.content
+    print(f"{chat.name}: {chat.max_tokens / seconds:.1f} tokens/s: {text!r}")
+    assert text
+    if chat.answer is not None:
+        assert text == chat.answer
+
+
+def checkpoint(case: GpuCase | GpuChat, folder: Path) -> Path:
     """Where the case's checkpoint is; writes it or skips the case."""
     if isinstance(case.model, Path):
         return case.model
@@ -90,11 +138,13 @@ def checkpoint(case: GpuCase, folder: Path) -> Path:
     return Path(value)
 
 
-def skip_unless_possible(case: GpuCase) -> None:
+def skip_unless_possible(case: GpuCase | GpuChat) -> None:
     import torch
 
     if torch.cuda.device_count() < case.num_gpus:
         pytest.skip(f"needs {case.num_gpus} GPUs, found {torch.cuda.device_count()}")
+    if isinstance(case, GpuChat):
+        return
     if torch.cuda.get_device_capability() < case.min_capability:
         pytest.skip(f"needs a CUDA capability of {case.min_capability} or more")
 
@@ -145,7 +195,7 @@ def measure(report: dict[str, Any]) -> Baseline:
 
 
 def test_case_names_are_unique_and_begin_with_a_family() -> None:
-    names = [case.name for case in CASES]
+    names = [case.name for case in (*CASES, *CHATS)]
     assert len(names) == len(set(names))
     families = {family.name for family in FAMILIES}
     assert {name.partition("-")[0] for name in names} <= families

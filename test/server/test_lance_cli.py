@@ -21,7 +21,7 @@ from server.lance_requests import MIN_PSNR, request_of, worst_psnr, write_source
 from server.servers import free_ports, server_environment
 from sglang_ext_gen.models.lance.demo import demo_requests
 
-pytestmark = [pytest.mark.slow, pytest.mark.unproven]
+pytestmark = pytest.mark.slow
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

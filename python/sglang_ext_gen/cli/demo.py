@@ -2,6 +2,7 @@
 """``sglang-ext-gen demo``: a tiny checkpoint, a real run, a picture, the times."""
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,28 @@ def main(argv: list[str]) -> int:
     requests = _requests(family, arguments.steps)
     checkpoint = _checkpoint(family, arguments.output / f"{family.name}-tiny")
     sglang_arguments += flags.precision_arguments(_precision())
-    lines = []
-    with running.started_generator(
-        family, str(checkpoint), {}, sglang_arguments
-    ) as generator:
+    lines, made = [], {}
+    with ExitStack() as stack:
+        options, chat = {}, None
+        if family.demo_chat is not None:
+            options, chat = stack.enter_context(resolve(family.demo_chat)(checkpoint))
+        generator = stack.enter_context(
+            running.started_generator(
+                family, str(checkpoint), options, sglang_arguments
+            )
+        )
         for number, request in enumerate(requests, start=1):
             # SGLang adds the suffix of what comes out.
             name = {"output_file_name": f"{family.name}-{number}"}
             outputs = running.output_fields(str(arguments.output))
             fields = {**request, **outputs, **name}
+            if "image_path" in fields:  # an earlier picture of the demo, by name
+                fields["image_path"] = made[fields["image_path"]]
             description = running.describe(running.run_request(generator, fields))
+            made[name["output_file_name"]] = description["outputs"][0]["path"]
             lines.append(running.report(description))
+            if chat is not None and number == 1:
+                lines.append(f"  {chat(Path(description['outputs'][0]['path']))}")
     print("\n".join(lines))
     return 0
 

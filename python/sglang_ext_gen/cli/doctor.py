@@ -106,17 +106,18 @@ def _sections(
 
 def examine_model(model: Path) -> dict[str, Any]:
     """Whose checkpoint a directory is and what is wrong with it."""
-    family = None
-    if model.is_dir():
-        family = family_of(model) or language_model_of(model)
-    if family is None:
+    found = [family_of(model), language_model_of(model)] if model.is_dir() else []
+    owners = [row for row in found if row is not None]
+    if not owners:
         rows = (*enabled_families(), *enabled_language_models())
         titles = ", ".join(row.title for row in rows)
         what = "no checkpoint of" if model.is_dir() else "no directory, so not one of"
         problems = [f"{model} is {what} {titles or 'any enabled family'}"]
         return {"path": str(model), "family": None, "problems": problems}
-    problems = resolve(family.check_checkpoint)(model)
-    return {"path": str(model), "family": family.name, "problems": problems}
+    # A checkpoint may hold both a generator and a language model.
+    checks = dict.fromkeys(row.check_checkpoint for row in owners)
+    problems = [line for check in checks for line in resolve(check)(model)]
+    return {"path": str(model), "family": owners[0].name, "problems": problems}
 
 
 def _fp8_quality(model: Path) -> dict[str, float]:

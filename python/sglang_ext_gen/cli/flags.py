@@ -98,6 +98,7 @@ def add_load_flags(
             group.add_argument(
                 "--" + option.name.replace("_", "-"),
                 dest=option.name,
+                type=_number if option.kind in ("int", "float") else str,
                 metavar="|".join(option.choices) or "TEXT",
                 help=_escape(option.help),
             )

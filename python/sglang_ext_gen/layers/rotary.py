@@ -9,6 +9,8 @@ as a module buffer: a module-wide cast to bfloat16 would round them, and at
 position 65536 a rounding of 0.2 % is many turns.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -101,3 +103,44 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def axes_rotation(
+    position_ids: Tensor, axes_dims: Sequence[int], theta: float
+) -> Tensor:
+    """Rotation of positions on several axes, each with channels of its own.
+
+    Angles are computed in float64, as tables of the Z-Image family are.
+
+    Args:
+        position_ids: [S, axes] integers.
+        axes_dims: Channels of a head that each axis turns.
+        theta: Base of the frequencies of every axis.
+
+    Returns:
+        [S, d / 2] complex64 of length 1.
+    """
+    parts = []
+    for axis, size in enumerate(axes_dims):
+        exponents = torch.arange(
+            0, size, 2, dtype=torch.float64, device=position_ids.device
+        )
+        frequencies = 1.0 / theta ** (exponents / size)
+        parts.append(position_ids[:, axis, None].double() * frequencies)
+    angles = torch.cat(parts, dim=-1).float()
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def apply_rotation(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate adjacent pairs (x[2 j], x[2 j + 1]), in float32.
+
+    Args:
+        x: [B, S, H, d].
+        rotation: [S, d / 2] complex64.
+
+    Returns:
+        [B, S, H, d] in the dtype of ``x``.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    rotated = torch.view_as_real(pairs * rotation[:, None])
+    return rotated.flatten(-2).to(x.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance import generation, vae, visual_input
+from sglang_ext_gen.weights.pickles import read_pickle
 
 CPU = torch.device("cpu")
 ATOL = 2e-5  # in-tree class against the vendor's: 7e-6 measured
@@ -87,7 +88,7 @@ def test_final_latents_decode_to_the_official_pictures(name, wan, lance):
 
 def test_converted_file_gives_the_same_vae(wan, lance, tmp_path):
     shutil.copy(lance.path / "Wan2.2_VAE.pth", tmp_path)
-    assert vae.convert_vae(tmp_path).name == "Wan2.2_VAE.safetensors"
+    assert vae.convert(tmp_path) == [tmp_path / "Wan2.2_VAE.safetensors"]
     (tmp_path / "Wan2.2_VAE.pth").unlink()
     converted = vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
     for (name, want), (other, got) in zip(
@@ -131,7 +132,7 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path):
     ],
 )
 def test_another_state_dict_is_refused(change, message, lance, tmp_path):
-    tensors = vae.read_vae_pickle(lance.path / "Wan2.2_VAE.pth")
+    tensors = read_pickle(lance.path / "Wan2.2_VAE.pth")
     change(tensors)
     torch.save(tensors, tmp_path / "Wan2.2_VAE.pth")
     with pytest.raises(CheckpointError, match=message):

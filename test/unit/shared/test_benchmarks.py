@@ -35,6 +35,16 @@ def test_bench_fp8_linear() -> None:
     assert record["rows"]
 
 
+def test_bench_ming_image() -> None:
+    """The part in one process; the other one starts two servers."""
+    output, record = run("bench_ming_image.py")
+    assert {"hardware", "commit", "versions", "seed"} <= record.keys()
+    assert record["transformer"].keys() == {"text to image", "edit"}
+    for row in record["transformer"].values():
+        assert {"ours", "diffusers", "once"} < row.keys()
+    assert "fastest ms" in output
+
+
 @pytest.mark.unproven
 def test_bench_denoise() -> None:
     output, record = run("bench_denoise.py")
@@ -75,7 +85,7 @@ def test_bench_lance() -> None:
     tasks = ["t2i", "image_edit", "t2v", "i2v", "video_edit"]
     assert [row["task"] for row in record["steps"]] == tasks
     assert [row["task"] for row in record["tasks"]] == tasks
-    weights = {row["what"]: row["weights_mib"] for row in record["memory"][:-1]}
+    weights = {row["what"]: row["weights_mib"] for row in record["memory"]["rows"]}
     assert weights["t2i"] < weights["image_edit"] < weights["all tasks"]
     assert record["answers"]["growth"].keys() == {"text", "image"}
     assert "transformers' modules" in output

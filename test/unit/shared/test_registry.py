@@ -129,7 +129,9 @@ def test_family_of_config_follows_inheritance(monkeypatch):
 def test_language_models_are_recognised_by_content(golden_dir, tmp_path, monkeypatch):
     thinker = golden_dir("ming_thinker")
     found = registry.language_model_of(thinker)
-    assert found is registry.find_row("ming_omni")
+    assert found in registry.LANGUAGE_MODELS
+    assert found is not None
+    assert found.name == "ming_omni"
     assert registry.language_model_of(tmp_path) is None
     monkeypatch.setenv("SGLANG_EXT_GEN_DISABLE", "ming_omni")
     assert registry.language_model_of(thinker) is None

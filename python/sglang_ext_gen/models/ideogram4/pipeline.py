@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Components and stage order of Ideogram 4 on SGLang's diffusion runtime."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import (
     maybe_download_model,
 )
 
+from sglang_ext_gen.layers.sequence_parallel import fit_sequence_exchange
 from sglang_ext_gen.models.ideogram4.layout import refuse_damage
 from sglang_ext_gen.models.ideogram4.loaders import (
     Ideogram4TextEncoderLoader,
@@ -32,8 +32,6 @@ from sglang_ext_gen.models.ideogram4.stages import (
     Ideogram4TextEncodingStage,
 )
 from sglang_ext_gen.weights.layout import read_json
-
-logger = logging.getLogger(__name__)
 
 
 class Ideogram4FP8Pipeline(ComposedPipelineBase):
@@ -75,7 +73,8 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
                 self.server_args
             ).load_unconditional,
         )
-        _fit_sequence_exchange(Path(self.model_path), self.server_args)
+        config = read_json(Path(self.model_path) / "transformer" / "config.json")
+        fit_sequence_exchange(config["num_attention_heads"], self.server_args)
         return super()._load_config()
 
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
@@ -101,20 +100,6 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
             lambda: Ideogram4DecodingStage(self.get_module("vae")),
             "decoding_stage",
         )
-
-
-def _fit_sequence_exchange(folder: Path, server_args: ServerArgs) -> None:
-    """Gather keys and values where Ulysses cannot deal the heads out evenly."""
-    heads = read_json(folder / "transformer" / "config.json")["num_attention_heads"]
-    ranks = server_args.ulysses_degree
-    if server_args.kv_gather_degree == 1 and heads // server_args.tp_size % ranks:
-        logger.warning(
-            "%d attention heads do not divide over %d Ulysses ranks: "
-            "using SGLang's K/V gather instead",
-            heads // server_args.tp_size,
-            ranks,
-        )
-        server_args.kv_gather_degree = ranks
 
 
 def _unneeded_components(server_args: ServerArgs) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ from sglang_ext_gen.models.lance.sampling_params import (
 from sglang_ext_gen.models.lance.schedule import Guidance, make_times
 from sglang_ext_gen.models.lance.tasks import Task, Variant
 from sglang_ext_gen.models.lance.tiling import Tiling
+from sglang_ext_gen.pixels import from_levels, to_levels
 
 CONDITIONING = "lance_conditioning"
 TRANSFORMERS: dict[Variant, str] = {
@@ -258,7 +259,7 @@ class LanceDecodingStage(_LanceStage):
                 vae.decode(module, o.view(*plan.latent_grid, -1), tiling)
                 for o in latents
             ]
-        pixels = round_to_levels(torch.cat(decoded))
+        pixels = from_levels(to_levels(torch.cat(decoded)))
         outputs: Any = pixels[:, :, 0] if plan.task.output == "image" else pixels
         return OutputBatch(
             output=outputs,
@@ -283,19 +284,6 @@ def config_of(server_args: ServerArgs) -> LancePipelineConfig:
 def output_seeds(batch: Req) -> list[int]:
     """Over HTTP one request may have several outputs, from seed on."""
     return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
-
-
-def round_to_levels(decoded: Tensor) -> Tensor:
-    """Pixels in [0, 1] that SGLang, which truncates, turns into rounded bytes.
-
-    The official code rounds. A quarter of a level above the byte is safe from the
-    rounding error of ``level / 255 * 255``.
-
-    Args:
-        decoded: Float32 in [-1, 1].
-    """
-    levels = ((decoded * 0.5 + 0.5) * 255).round()
-    return ((levels + 0.25) / 255).clamp(0, 1)
 
 
 def _guidance(plan: LancePlan) -> Guidance:

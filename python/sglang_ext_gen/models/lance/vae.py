@@ -10,25 +10,23 @@ Convention of the official code: the noise of a sampled posterior is added after
 mean was normalised and is itself not divided by the latents' deviation.
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from sglang.multimodal_gen.configs.models.vaes import WanVAEConfig
 from sglang.multimodal_gen.configs.models.vaes.wanvae import WanVAEArchConfig
 from sglang.multimodal_gen.runtime.models.vaes.wanvae import AutoencoderKLWan
 from torch import Tensor
 
-from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance.config import (
     FRAMES_PER_LATENT,
     LATENT_CHANNELS,
     PIXELS_PER_LATENT,
 )
+from sglang_ext_gen.models.lance.layout import find_files
 from sglang_ext_gen.models.lance.tensors import VaeWidths, vae_specs
 from sglang_ext_gen.models.lance.tiling import Tiling, run_tiled
 from sglang_ext_gen.models.lance.weights import (
@@ -39,6 +37,11 @@ from sglang_ext_gen.models.lance.weights import (
 )
 from sglang_ext_gen.weights.layout import StoredTensor, check_tensors, read_tensors
 from sglang_ext_gen.weights.load import load_weights
+from sglang_ext_gen.weights.pickles import (
+    convert_pickle,
+    describe_tensors,
+    read_pickle,
+)
 from sglang_ext_gen.weights.rules import plan_steps, raise_problems
 
 # fmt: off
@@ -79,8 +82,8 @@ def load_vae(
         vae = _build(widths, dtype, has_encoder)
         load_weights(vae, converted, rules, where=converted.name, device=device)
         return vae.eval()
-    tensors = read_vae_pickle(root / VAE_PICKLE)
-    widths = _check(_describe(tensors, root / VAE_PICKLE), VAE_PICKLE)
+    tensors = read_pickle(root / VAE_PICKLE)
+    widths = _check(describe_tensors(tensors, root / VAE_PICKLE), VAE_PICKLE)
     vae = _build(widths, dtype, has_encoder)
     plan = plan_steps(tensors, rules, where=VAE_PICKLE)
     renamed = {
@@ -91,43 +94,18 @@ def load_vae(
     return vae.eval()
 
 
-def convert_vae(root: Path) -> Path:
+def convert(root: Path) -> list[Path]:
     """Write ``Wan2.2_VAE.safetensors`` beside the pickle, same names and numbers.
+
+    Args:
+        root: The checkpoint, or one of its directories.
 
     Raises:
         CheckpointError: The pickle is not exactly this VAE.
     """
-    source, target = root / VAE_PICKLE, root / VAE_SAFETENSORS
-    tensors = read_vae_pickle(source)
-    _check(_describe(tensors, source), source.name)
-    save_file({name: t.contiguous() for name, t in tensors.items()}, str(target))
-    return target
-
-
-def read_vae_pickle(file: Path) -> dict[str, Tensor]:
-    """Read the vendor's state dict without running any code in it.
-
-    Raises:
-        CheckpointError: It is missing, is not a zip pickle of plain tensors, or
-            asks for anything else to be built (a sign of a malicious file).
-    """
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing")
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{file} is refused: it is not a plain file of tensors ({reason}). "
-            "Download it again from the release"
-        ) from error
-    is_flat = isinstance(loaded, Mapping) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor)
-        for name, tensor in loaded.items()
-    )
-    if not is_flat:
-        raise CheckpointError(f"{file} is refused: it is not a flat dict of tensors")
-    return dict(loaded)
+    source = find_files(root).root / VAE_PICKLE
+    stored = describe_tensors(read_pickle(source), source)
+    return [convert_pickle(source, vae_specs(_check(stored, source.name)))]
 
 
 @dataclass(frozen=True)
@@ -252,18 +230,3 @@ def _check(stored: Mapping[str, StoredTensor], where: str) -> VaeWidths:
     widths = VaeWidths.from_tensors(stored, where)
     raise_problems(check_tensors(vae_specs(widths), stored, where=where), where)
     return widths
-
-
-def _describe(tensors: Mapping[str, Tensor], file: Path) -> dict[str, StoredTensor]:
-    codes = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    return {
-        name: StoredTensor(
-            name,
-            codes.get(tensor.dtype, str(tensor.dtype)),
-            tuple(tensor.shape),
-            tensor.nbytes,
-            0,
-            file,
-        )
-        for name, tensor in tensors.items()
-    }

@@ -6,4 +6,22 @@ layout, and the official code at its "release Ming-flash-omni 2.0" commit.
 
     thinker/             understanding, on SGLang's language model runtime
     thinker_protocol.py  what the thinker's process hands to the generator's
+
+The image generator, on SGLang's diffusion runtime, in the order of a request:
+
+    request.py sizes.py       fields, defaults, checks; trained sizes (no heavy import)
+    thinker_client.py         prompt and pictures -> query states       [T, thinker]
+    connector.py              query states -> condition rows            [T, C]
+    quoted_text.py byt5.py    words to letter -> glyph rows             [L, C]
+    dit.py                    caption and latents -> direction          [B, c, h, w]
+    schedule.py               noise levels, guidance, Euler step
+    stages.py pipeline.py     all of it as SGLang stages
+    config.py tensors.py layout.py weights.py loaders.py                checkpoint side
+
+The generator never imports ``thinker/``: it talks to a server.
+
+Shape legend: B pictures, T query tokens, L glyph tokens, C caption width, P caption
+rows with padding, I image tokens, J image tokens with padding, S tokens of both
+streams, D hidden size, H heads, d head dim, c latent channels, h / w latent grid
+(8 pixels a latent, 16 a token).
 """

@@ -21,6 +21,8 @@ from typing import Any
 
 from sglang_ext_gen.errors import RequestError, ThinkerError
 
+# What a thinker's server states in /model_info.
+THINKER_ARCHITECTURE = "BailingMM2NativeForConditionalGeneration"
 # Key of the answer's meta_info; its value is a list with one entry per output token.
 QUERY_STATES_KEY = "ming_query_states"
 # The item of ``image_data`` that appends the learnable query tokens to the prompt.

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Architecture of the image generator, read strictly from the released files.
+
+Source: ``connector/``, ``mlp/``, ``transformer/``, ``vae/``, ``scheduler/`` and
+``byt5/`` of the release. Where a key is missing the official loader's default holds,
+which for ``mlp/config.json`` is never the released value. Imports nothing heavy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.weights.released_config import (
+    read_fields,
+    refuse_unknown_keys,
+    require,
+    require_object,
+    require_values,
+)
+
+# Token counts of both streams of the transformer are padded to a multiple of this.
+TOKEN_MULTIPLE = 32
+# Width of the time embedding that modulates the blocks, at most.
+MODULATION_WIDTH = 256
+TIME_FREQUENCIES, TIME_HIDDEN = 256, 1024
+PATCH = 2
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ConnectorConfig:
+    """The connector: a Qwen2 decoder that is run without a causal mask."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read ``connector/config.json`` (Transformers 4 or 5 style).
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what we do not have.
+        """
+        flat = dict(values)
+        rope = flat.pop("rope_parameters", None) or {}
+        refuse_unknown_keys(rope, ("rope_theta", "rope_type"), where)
+        require_values(rope, {"rope_type": "default"}, where)
+        if "rope_theta" in rope:
+            flat["rope_theta"] = rope["rope_theta"]
+        require_values(
+            flat,
+            {
+                "hidden_act": "silu",
+                "rope_scaling": None,
+                "use_sliding_window": False,
+                "model_type": "qwen2",
+            },
+            where,
+        )
+        layers = require(flat, "num_hidden_layers", where)
+        types = flat.get("layer_types")
+        if types is not None and types != ["full_attention"] * layers:
+            raise ConfigError(f"{where}: layer_types is {types!r}, expected full ones")
+        heads = require(flat, "num_attention_heads", where)
+        if not flat.get("head_dim"):
+            flat["head_dim"] = require(flat, "hidden_size", where) // heads
+        return read_fields(cls, flat, where, _CONNECTOR_IGNORED)
+
+
+@dataclass(frozen=True)
+class BridgeConfig:
+    """``mlp/config.json``: how query states become the transformer's caption.
+
+    Args:
+        diffusion_c_input_dim: Width of a caption row.
+        img_gen_scales: Sides of the query blocks; the last one is used.
+        text_encoder_norm: Whether caption rows are normalised and scaled.
+    """
+
+    diffusion_c_input_dim: int
+    img_gen_scales: tuple[int, ...]
+    text_encoder_norm: bool
+
+    @property
+    def num_query_tokens(self) -> int:
+        """Rows of the last scale."""
+        return self.img_gen_scales[-1] ** 2
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the file, with the official loader's defaults.
+
+        Raises:
+            ConfigError: A key is unknown, or the file describes another generator.
+        """
+        # What the official loader takes a missing key for.
+        flat = {
+            "diffusion_c_input_dim": 2048,
+            "img_gen_scales": [4, 8, 16],
+            "dit_type": "sd3",
+            "use_identity_mlp": False,
+            "text_encoder_norm": False,
+            **values,
+        }
+        if "zimage" not in str(flat.pop("dit_type")):
+            raise ConfigError(
+                f"{where}: dit_type is {values.get('dit_type', 'sd3')!r}, expected "
+                "one with 'zimage'"
+            )
+        if flat.pop("use_identity_mlp") is not True:
+            raise ConfigError(
+                f"{where}: use_identity_mlp is not true; the release has no further "
+                "MLP behind the connector, and this package none either"
+            )
+        return read_fields(cls, flat, where, _BRIDGE_IGNORED)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The Z-Image transformer."""
+
+    in_channels: int
+    dim: int
+    n_layers: int
+    n_refiner_layers: int
+    n_heads: int
+    norm_eps: float
+    cap_feat_dim: int
+    rope_theta: float
+    t_scale: float
+    axes_dims: tuple[int, int, int]
+    axes_lens: tuple[int, int, int]
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of the feed-forward layers, by the model's own rule."""
+        return int(self.dim / 3 * 8)
+
+    @property
+    def modulation_width(self) -> int:
+        return min(self.dim, MODULATION_WIDTH)
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read ``transformer/config.json``.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what we do not have.
+        """
+        require_values(
+            values,
+            {
+                "all_patch_size": [PATCH],
+                "all_f_patch_size": [1],
+                "n_kv_heads": values.get("n_heads"),
+                "qk_norm": True,
+                "siglip_feat_dim": None,
+                "_class_name": "ZImageTransformer2DModel",
+            },
+            where,
+        )
+        config = read_fields(cls, values, where, _TRANSFORMER_IGNORED)
+        if config.dim % config.n_heads or sum(config.axes_dims) != config.head_dim:
+            raise ConfigError(
+                f"{where}: dim {config.dim} over {config.n_heads} heads does not give "
+                f"heads of axes_dims {config.axes_dims}"
+            )
+        if any(size % 2 for size in config.axes_dims):
+            raise ConfigError(f"{where}: axes_dims {config.axes_dims} must be even")
+        return config
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The VAE, diffusers' AutoencoderKL."""
+
+    in_channels: int
+    out_channels: int
+    latent_channels: int
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    norm_num_groups: int
+    sample_size: int
+    scaling_factor: float
+    shift_factor: float
+    mid_block_add_attention: bool
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read ``vae/config.json``.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what we do not have.
+        """
+        blocks = len(require(values, "block_out_channels", where))
+        flat = {"mid_block_add_attention": True, **values}
+        require_values(
+            flat,
+            {
+                "_class_name": "AutoencoderKL",
+                "act_fn": "silu",
+                "down_block_types": ["DownEncoderBlock2D"] * blocks,
+                "up_block_types": ["UpDecoderBlock2D"] * blocks,
+                "use_quant_conv": False,
+                "use_post_quant_conv": False,
+                "latents_mean": None,
+                "latents_std": None,
+                "in_channels": 3,
+                "out_channels": 3,
+            },
+            where,
+        )
+        return read_fields(cls, flat, where, _VAE_IGNORED)
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Flow matching with Euler steps; the shift is static in the release."""
+
+    num_train_timesteps: int
+    shift: float
+    use_dynamic_shifting: bool
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read ``scheduler/scheduler_config.json``.
+
+        Raises:
+            ConfigError: A key is unknown, or asks for what we do not have.
+        """
+        flat = {
+            "num_train_timesteps": 1000,
+            "shift": 1.0,
+            "use_dynamic_shifting": False,
+            **values,
+        }
+        require_values(flat, _SCHEDULER_FIXED, where)
+        return read_fields(cls, flat, where, {*_SCHEDULER_FIXED, *_SCHEDULER_IGNORED})
+
+
+@dataclass(frozen=True)
+class GlyphConfig:
+    """The glyph encoder: ByT5 and its mapper, from three files.
+
+    Args:
+        max_length: Tokens, padding included.
+        num_mapper_layers: Blocks of the mapper.
+        width: Of the mapper's output.
+        tokenizer_folder: Inside ``byt5/``.
+        color_file, font_file: Inside ``byt5/``; None where the release's vocabulary
+            has no such tokens.
+        is_multilingual: Whether font tokens carry their language.
+        t5: Keys of the T5 configuration that matter, as Transformers names them.
+    """
+
+    max_length: int
+    num_mapper_layers: int
+    width: int
+    tokenizer_folder: str
+    color_file: str | None
+    font_file: str | None
+    is_multilingual: bool
+    t5: dict[str, Any]
+
+    @classmethod
+    def from_dicts(cls, values: Values, where: str, t5: Values, t5_where: str) -> Self:
+        """From ``byt5.json`` and the T5 configuration that it names.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what we do not have.
+        """
+        refuse_unknown_keys(values, _GLYPH_KEYS, where)
+        require_values(values, {"byt5_mapper_type": "T5EncoderBlockByT5Mapper"}, where)
+        byt5 = glyph_section(values, where)
+        mapper = require_object(values, "byt5_mapper_config", where)
+        refuse_unknown_keys(mapper, ("num_layers", "sdxl_channels"), where)
+        t5 = {**_T5_DEFAULTS, **t5}
+        require_values(t5, _T5_FIXED, t5_where)
+        refuse_unknown_keys(t5, {*_T5_FIXED, *_T5_USED, *_T5_IGNORED}, t5_where)
+        has_special = byt5.get("special_token", False)
+        return cls(
+            max_length=_count(values, "byt5_max_length", where),
+            num_mapper_layers=_count(mapper, "num_layers", where),
+            width=_count(mapper, "sdxl_channels", where),
+            tokenizer_folder=byt5["byt5_ckpt_path"],
+            color_file=(
+                byt5["color_ann_path"]
+                if has_special and byt5.get("color_special_token")
+                else None
+            ),
+            font_file=(
+                byt5["font_ann_path"]
+                if has_special and byt5.get("font_special_token")
+                else None
+            ),
+            is_multilingual=byt5.get("multilingual", False),
+            t5={key: require(t5, key, t5_where) for key in _T5_USED},
+        )
+
+
+def glyph_section(values: Values, where: str) -> Values:
+    """``byt5_config`` of ``byt5.json``, which names the other files."""
+    byt5 = require_object(values, "byt5_config", where)
+    refuse_unknown_keys(byt5, _BYT5_KEYS, f"{where}: byt5_config")
+    for key in ("byt5_ckpt_path", "font_ann_path", "color_ann_path"):
+        if not isinstance(require(byt5, key, where), str):
+            raise ConfigError(f"{where}: {key} is {byt5[key]!r}, expected a path")
+    return byt5
+
+
+def _count(values: Values, key: str, where: str) -> int:
+    value = require(values, key, where)
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{where}: {key} is {value!r}, expected a positive integer")
+    return value
+
+
+_METADATA = {
+    "_class_name": "checked above",
+    "_diffusers_version": "says who wrote the file",
+    "_name_or_path": "says where the file came from",
+}
+_CONNECTOR_IGNORED = {
+    "_attn_implementation_autoset": "chosen here",
+    "_name_or_path": "says where the file came from",
+    "architectures": "only the base model is used",
+    "attention_dropout": "inference",
+    "bos_token_id": "the connector sees no tokens",
+    "dtype": "precision is chosen at run time",
+    "eos_token_id": "the connector sees no tokens",
+    "hidden_act": "required to be silu",
+    "initializer_range": "training",
+    "layer_types": "required to be full attention",
+    "max_position_embeddings": "there are as many positions as query tokens",
+    "max_window_layers": "there is no sliding window",
+    "model_type": "required to be qwen2",
+    "pad_token_id": "the connector sees no tokens",
+    "rope_scaling": "required to be null",
+    "sliding_window": "there is no sliding window",
+    "tie_word_embeddings": "the language head is not used",
+    "torch_dtype": "older spelling of dtype",
+    "transformers_version": "says who wrote the file",
+    "use_cache": "one forward pass",
+    "use_mrope": "text positions are equal on all axes",
+    "use_sliding_window": "required to be false",
+}
+_BRIDGE_IGNORED = {
+    "_name_or_path": "says where the file came from",
+    "architectures": "there is one kind",
+    "dtype": "precision is chosen at run time",
+    "model_type": "there is one kind",
+    "torch_dtype": "precision is chosen at run time",
+    "transformers_version": "says who wrote the file",
+}
+_TRANSFORMER_IGNORED = {
+    **_METADATA,
+    "all_f_patch_size": "required to be [1]",
+    "all_patch_size": "required to be [2]",
+    "n_kv_heads": "required to be n_heads",
+    "qk_norm": "required to be true",
+    "siglip_feat_dim": "required to be null",
+}
+_VAE_IGNORED = {
+    **_METADATA,
+    "act_fn": "required to be silu",
+    "down_block_types": "required to be the plain ones",
+    "up_block_types": "required to be the plain ones",
+    "force_upcast": "the official pipeline ignores it; precision is chosen at run time",
+    "latents_mean": "required to be null",
+    "latents_std": "required to be null",
+    "use_post_quant_conv": "required to be false",
+    "use_quant_conv": "required to be false",
+}
+# Options of diffusers' scheduler that would change the noise levels.
+_SCHEDULER_FIXED = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "invert_sigmas": False,
+    "shift_terminal": None,
+    "stochastic_sampling": False,
+    "time_shift_type": "exponential",
+    "use_beta_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_karras_sigmas": False,
+}
+_SCHEDULER_IGNORED = {
+    **_METADATA,
+    "base_image_seq_len": "constants of the official pipeline are used",
+    "base_shift": "constants of the official pipeline are used",
+    "max_image_seq_len": "constants of the official pipeline are used",
+    "max_shift": "constants of the official pipeline are used",
+}
+_GLYPH_KEYS = (
+    *("byt5_config", "byt5_mapper_type", "byt5_mapper_config", "byt5_max_length"),
+)
+_BYT5_KEYS = (
+    *("byt5_ckpt_path", "byt5_name", "special_token", "color_special_token"),
+    *("font_special_token", "font_ann_path", "color_ann_path", "multilingual"),
+)
+_T5_USED = (
+    *("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size"),
+    *("layer_norm_epsilon", "relative_attention_num_buckets"),
+    *("relative_attention_max_distance", "feed_forward_proj"),
+)
+# ByT5's own file, which is older than some keys, leaves these out.
+_T5_DEFAULTS = {
+    "layer_norm_epsilon": 1e-6,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+}
+_T5_FIXED = {
+    "model_type": "t5",
+    "feed_forward_proj": "gated-gelu",
+    "dense_act_fn": "gelu_new",
+    "is_gated_act": True,
+}
+_T5_IGNORED = {
+    "_name_or_path": "says where the file came from",
+    "architectures": "only the encoder is used",
+    "classifier_dropout": "inference",
+    "decoder_start_token_id": "only the encoder is used",
+    "dropout_rate": "inference",
+    "dtype": "precision is chosen at run time",
+    "eos_token_id": "tokens come from the tokenizer",
+    "gradient_checkpointing": "inference",
+    "initializer_factor": "training",
+    "is_decoder": "only the encoder is used",
+    "is_encoder_decoder": "only the encoder is used",
+    "num_decoder_layers": "only the encoder is used",
+    "output_past": "only the encoder is used",
+    "pad_token_id": "tokens come from the tokenizer",
+    "scale_decoder_outputs": "only the encoder is used",
+    "tie_word_embeddings": "only the encoder is used",
+    "tokenizer_class": "ByT5",
+    "torch_dtype": "older spelling of dtype",
+    "transformers_version": "says who wrote the file",
+    "use_cache": "one forward pass",
+}

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user may ask of the image generator: fields, defaults, checks.
+
+Source: the official code's arguments and defaults. Imports neither torch nor SGLang.
+
+Deviations from the official code: a real negative prompt is used (the official sampler
+computes it and then ignores it); without a seed SGLang's default holds, not the time.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.models.ming_omni.sizes import BUCKETS
+from sglang_ext_gen.models.ming_omni.thinker_protocol import refuse_reserved
+from sglang_ext_gen.reference_pictures import as_paths
+from sglang_ext_gen.request_fields import RequestField
+
+DEFAULT_STEPS = 30
+DEFAULT_GUIDANCE = 2.0
+DEFAULT_SIDE = 1024
+DEFAULT_HIGHRES = 1024
+# Each costs the thinker up to 4096 tokens; the first is the one that is redrawn.
+MAX_REFERENCES = 10
+PIXELS_PER_TOKEN = 16
+
+_SIDE: dict[str, Any] = {
+    "minimum": 64,
+    "maximum": 2048,
+    "multiple_of": PIXELS_PER_TOKEN,
+}
+
+REQUEST_FIELDS: tuple[RequestField, ...] = (
+    RequestField(
+        "prompt",
+        "strs",
+        "What to draw, or how to change the picture.",
+        max_length=16_384,
+    ),
+    RequestField(
+        "negative_prompt",
+        "str",
+        "What not to draw; costs a second run of the thinker. None by default.",
+        max_length=16_384,
+    ),
+    RequestField(
+        "byt5_text",
+        "str",
+        "Words to letter into the picture, instead of those that the prompt quotes; "
+        "empty for none.",
+        max_length=4096,
+    ),
+    RequestField(
+        "image_path",
+        "strs",
+        "Picture to edit: a local file. May be repeated: the thinker sees all, the "
+        "first is redrawn.",
+        max_length=4096,
+        doors="cli",
+    ),
+    RequestField("width", "int", "Width in pixels.", **_SIDE),
+    RequestField("height", "int", "Height in pixels.", **_SIDE),
+    RequestField(
+        "highres",
+        "int",
+        "Which of the trained sizes (512, 672 or 1024) an edit without a size takes.",
+        minimum=min(BUCKETS),
+        maximum=max(BUCKETS),
+    ),
+    RequestField(
+        "num_outputs_per_prompt",
+        "int",
+        "Pictures per prompt, with seeds seed, seed + 1, ...",
+        minimum=1,
+        maximum=10,
+    ),
+    RequestField(
+        "seed", "int", "Seed of the first picture.", minimum=0, maximum=2**53 - 1
+    ),
+    RequestField("num_inference_steps", "int", "Euler steps.", minimum=1, maximum=200),
+    RequestField(
+        "guidance_scale",
+        "float",
+        "How far to go beyond the unguided picture; 1 and less run the model once a "
+        "step.",
+        minimum=0,
+        maximum=100,
+    ),
+)
+
+
+def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the fields of a request, each alone and all together.
+
+    Args:
+        values: Fields that the user gave; ``None`` means not given. Names that
+            are not in ``REQUEST_FIELDS`` are not looked at.
+
+    Returns:
+        The given fields in their own types.
+
+    Raises:
+        RequestError: Names the first field that cannot be used, its value and
+            what is allowed.
+    """
+    checked = {
+        field.name: field.check(values[field.name])
+        for field in REQUEST_FIELDS
+        if values.get(field.name) is not None
+    }
+    prompts = as_paths(checked.get("prompt"))
+    if not prompts or not all(text.strip() for text in prompts):
+        raise RequestError("prompt", "missing or empty, expected a text")
+    for prompt in prompts:
+        refuse_reserved(prompt, "prompt")
+    if "negative_prompt" in checked:
+        refuse_reserved(checked["negative_prompt"], "negative_prompt")
+    if ("width" in checked) != ("height" in checked):
+        alone = "width" if "width" in checked else "height"
+        raise RequestError(alone, "given alone; give both width and height")
+    _check_highres(checked)
+    references = len(as_paths(checked.get("image_path")))
+    if references > MAX_REFERENCES:
+        raise RequestError(
+            "image_path", f"{references} pictures given, at most {MAX_REFERENCES}"
+        )
+    return checked
+
+
+def _check_highres(checked: Mapping[str, Any]) -> None:
+    if "highres" not in checked:
+        return
+    if checked["highres"] not in BUCKETS:
+        known = ", ".join(map(str, sorted(BUCKETS)))
+        raise RequestError(
+            "highres", f"{checked['highres']} given, expected one of {known}"
+        )
+    if "width" in checked:
+        raise RequestError("highres", "given together with a size; choose one")

@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conditioning, denoising and decoding of the image generator as SGLang stages.
+
+Source: the official generation method and pipeline. What one stage hands to the next:
+under ``CONDITIONING`` in ``batch.extra`` one ``MingConditioning``, then
+``batch.latents`` ([n, C, h, w] float32, n pictures of the request), then the pictures.
+
+Requests that arrive as a group (several prompts, several outputs a prompt) ask the
+thinker together and are denoised as one batch wherever their shapes agree.
+"""
+
+# SGLang's Req forwards attributes to its sampling params, and components reach a
+# stage as plain objects: their types say less than is true.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalCall=false
+
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
+from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
+from sglang.multimodal_gen.runtime.distributed.communication_op import (
+    cfg_model_parallel_all_gather,
+)
+from sglang.multimodal_gen.runtime.distributed.parallel_state import (
+    get_classifier_free_guidance_rank,
+    get_world_group,
+)
+from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
+from sglang.multimodal_gen.runtime.managers.memory_managers.component_manager import (
+    ComponentUse,
+)
+from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
+    OutputBatch,
+    Req,
+)
+from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
+from sglang.multimodal_gen.runtime.server_args import ServerArgs
+from sglang.multimodal_gen.runtime.utils.logging_utils import init_logger
+from sglang.multimodal_gen.runtime.utils.perf_logger import StageProfiler
+from torch import Tensor, nn
+
+from sglang_ext_gen.errors import ExtGenError
+from sglang_ext_gen.models.ming_omni import byt5, schedule
+from sglang_ext_gen.models.ming_omni.config import (
+    PATCH,
+    AutoencoderConfig,
+    SchedulerConfig,
+)
+from sglang_ext_gen.models.ming_omni.connector import ConditionEncoder, scale_caption
+from sglang_ext_gen.models.ming_omni.dit import Canvas, Caption, ZImageTransformer
+from sglang_ext_gen.models.ming_omni.quoted_text import as_glyph_text, quoted_text
+from sglang_ext_gen.models.ming_omni.sizes import stretched
+from sglang_ext_gen.models.ming_omni.thinker_client import (
+    ThinkerClient,
+    ThinkerRequest,
+    read_images,
+)
+from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
+from sglang_ext_gen.pixels import from_levels, to_levels
+from sglang_ext_gen.reference_pictures import read_reference
+
+logger = init_logger(__name__)
+
+CONDITIONING = "ming_conditioning"
+# Of the release; ``pipeline.py`` refuses a VAE with another factor.
+_PIXELS_PER_LATENT = 8
+
+
+@dataclass(frozen=True)
+class MingConditioning:
+    """What the transformer is told, one request.
+
+    Args:
+        caption: [T, C] float32 rows of the prompt: condition, then glyphs.
+        negative: [T, C] float32 rows to lead away from; None without guidance.
+        reference: [1, C, h, w] float32 latents of the picture to edit, or None.
+    """
+
+    caption: Tensor
+    negative: Tensor | None
+    reference: Tensor | None
+
+
+class MingConditioningStage(PipelineStage):
+    """Prompt and pictures -> caption rows and reference latents.
+
+    Args:
+        encoder: Connector and projections.
+        glyphs: ByT5 and its mapper with their tokenizer; None without ``byt5/``.
+        vae: For the reference.
+        vae_config: Its latents' scale.
+        thinker: Where query states come from; None on all ranks but the first, which
+            hands them to the others.
+    """
+
+    def __init__(
+        self,
+        encoder: ConditionEncoder,
+        glyphs: tuple[byt5.GlyphEncoder, object] | None,
+        vae: nn.Module,
+        vae_config: AutoencoderConfig,
+        thinker: ThinkerClient | None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.glyphs = glyphs
+        self.vae = vae
+        self.vae_config = vae_config
+        self.thinker = thinker
+
+    @property
+    def role_affinity(self) -> RoleType:
+        """Which disaggregated role runs this stage."""
+        return RoleType.ENCODER
+
+    def component_uses(
+        self, server_args: ServerArgs, stage_name: str | None = None
+    ) -> list[ComponentUse]:
+        """All modules of the stage, for SGLang's placement of components."""
+        name = self._component_stage_name(stage_name)
+        used = ["text_encoder", "vae"]
+        if self.glyphs is not None:
+            used.append("glyph_encoder")
+        return [ComponentUse(name, component, phase=component) for component in used]
+
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        """Set ``batch.extra[CONDITIONING]``."""
+        self._condition([batch])
+        return batch
+
+    def run_grouped_requests(
+        self, batches: list[Req], server_args: ServerArgs
+    ) -> list[Req]:
+        """Condition all requests; equal ones once."""
+        start = time.perf_counter()
+        self._condition(batches)
+        for batch in batches:
+            batch.metrics.record_stage(
+                self._active_profile_stage_name(), time.perf_counter() - start
+            )
+        return batches
+
+    @torch.no_grad()
+    def _condition(self, batches: Sequence[Req]) -> None:
+        images = {key: read_images(key) for key in {_references(b) for b in batches}}
+        wanted = [
+            ThinkerRequest(prompt, images[_references(batch)])
+            for batch in batches
+            for prompt in _prompts(batch)
+        ]
+        start = time.perf_counter()
+        answers = self._fetch(wanted)
+        for batch in batches:
+            # Apart from the stage that it is in: it is another server's time.
+            batch.metrics.record_stage("thinker", time.perf_counter() - start)
+        states = {r.key: answer for r, answer in zip(wanted, answers, strict=True)}
+        made: dict[Hashable, MingConditioning] = {}
+        for batch in batches:
+            key = (_references(batch), *_prompts(batch), batch.byt5_text, *_size(batch))
+            if key not in made:
+                files = images[_references(batch)]
+                rows = [
+                    self._encode(states[ThinkerRequest(prompt, files).key])
+                    for prompt in _prompts(batch)
+                ]
+                made[key] = self._finish(batch, rows)
+            batch.extra[CONDITIONING] = made[key]
+
+    def _fetch(self, requests: Sequence[ThinkerRequest]) -> list[QueryStates]:
+        """States from the first rank's thinker, on every rank; its errors, too."""
+        group = get_world_group()
+        answer: list[QueryStates] | ExtGenError | None = None
+        if self.thinker is not None:
+            try:
+                answer = self.thinker.fetch(requests)
+            except ExtGenError as error:
+                answer = error
+        answer = group.broadcast_object(answer, src=0)
+        if isinstance(answer, ExtGenError):
+            raise answer
+        assert answer is not None, "the first rank has a thinker"
+        return answer
+
+    def _encode(self, states: QueryStates) -> Tensor:
+        """Condition rows [T, C] of unit length."""
+        dtype = getattr(torch, states.dtype)
+        rows = torch.frombuffer(bytearray(states.last_scale), dtype=dtype)
+        rows = rows.view(1, -1, states.width).to(get_local_torch_device())
+        with self.use_declared_component(
+            component_name="text_encoder", phase="text_encoder", module=self.encoder
+        ) as encoder:
+            return encoder(rows)[0]
+
+    def _finish(self, batch: Req, rows: list[Tensor]) -> MingConditioning:
+        """Add glyph rows and the reference; scale all rows."""
+        condition, *negative = rows
+        glyphs = self._glyph_rows(batch)
+        if glyphs is not None:
+            condition = torch.cat([condition, glyphs])
+        # Zeros stand for no negative prompt, and for the glyphs of any.
+        against = torch.zeros_like(condition)
+        if negative:
+            against[: len(negative[0])] = negative[0]
+        reference = None
+        if batch.references:
+            image = read_reference(batch.references[0])
+            reference = self._to_latents(stretched(image, batch.height, batch.width))
+        config = self.encoder.config
+        has_guidance = schedule.uses_guidance(batch.guidance_scale)
+        return MingConditioning(
+            caption=scale_caption(condition, config),
+            negative=scale_caption(against, config) if has_guidance else None,
+            reference=reference,
+        )
+
+    def _glyph_rows(self, batch: Req) -> Tensor | None:
+        """Rows [L, C] of the words to letter, or None where there are none."""
+        if batch.byt5_text is None:
+            text = quoted_text(batch.prompt)
+        else:
+            text = as_glyph_text(batch.byt5_text)
+        if not text or self.glyphs is None:
+            return None
+        module, tokenizer = self.glyphs
+        device = get_local_torch_device()
+        ids, mask = byt5.tokenize(tokenizer, text, module.config.max_length)
+        with self.use_declared_component(
+            component_name="glyph_encoder", phase="glyph_encoder", module=module
+        ) as encoder:
+            return encoder(ids.to(device), mask.to(device))[0]
+
+    def _to_latents(self, image: Image.Image) -> Tensor:
+        """[1, C, h, w] float32: the mean of the encoder, normalised."""
+        device = get_local_torch_device()
+        pixels = torch.from_numpy(np.asarray(image).copy()).to(device)
+        pixels = (pixels.permute(2, 0, 1)[None].float() / 255 - 0.5) * 2
+        with self.use_declared_component(
+            component_name="vae", phase="vae", module=self.vae
+        ) as vae:
+            dtype = next(vae.parameters()).dtype
+            mean = vae.encode(pixels.to(dtype)).latent_dist.mode()
+        config = self.vae_config
+        return ((mean - config.shift_factor) * config.scaling_factor).float()
+
+
+class MingDenoisingStage(PipelineStage):
+    """Noise -> latents by Euler steps with guidance.
+
+    Args:
+        transformer: The model.
+        config: Of the scheduler.
+    """
+
+    def __init__(self, transformer: ZImageTransformer, config: SchedulerConfig):
+        super().__init__()
+        self.transformer = transformer
+        self.config = config
+
+    @property
+    def role_affinity(self) -> RoleType:
+        """Which disaggregated role runs this stage."""
+        return RoleType.DENOISER
+
+    def component_uses(
+        self, server_args: ServerArgs, stage_name: str | None = None
+    ) -> list[ComponentUse]:
+        """The transformer."""
+        name = self._component_stage_name(stage_name)
+        return [ComponentUse(name, "transformer", memory_intensive=True)]
+
+    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
+        """Set ``batch.latents`` to [n, C, h, w] float32, n pictures."""
+        self._denoise([batch], server_args)
+        return batch
+
+    def run_grouped_requests(
+        self, batches: list[Req], server_args: ServerArgs
+    ) -> list[Req]:
+        """Denoise requests of equal shapes and steps as one batch."""
+        groups: dict[Hashable, list[Req]] = {}
+        for batch in batches:
+            groups.setdefault(_shapes(batch), []).append(batch)
+        for group in groups.values():
+            start = time.perf_counter()
+            self._denoise(group, server_args)
+            for batch in group:
+                batch.metrics.record_stage(
+                    self._active_profile_stage_name(), time.perf_counter() - start
+                )
+        return batches
+
+    @torch.no_grad()
+    def _denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
+        leader = batches[0]
+        steps, device = leader.num_inference_steps, get_local_torch_device()
+        latents = self._draw_latents(batches).to(device)
+        tokens = latents.shape[2] * latents.shape[3] // PATCH**2
+        sigmas = schedule.make_sigmas(self.config, steps, tokens).to(device)
+        trajectory = []
+        with (
+            self.progress_bar(total=steps, batch=leader) as bar,
+            self.use_declared_component(
+                component_name="transformer", module=self.transformer
+            ) as transformer,
+        ):
+            with set_forward_context(0, attn_metadata=None, forward_batch=leader):
+                prepared = self._prepare(transformer, batches, server_args)
+            levels = sigmas.tolist()
+            for step in range(steps):
+                # The last step but one ends at 0 already: running the model once
+                # more would change nothing.
+                if levels[step] != levels[step + 1]:
+                    with (
+                        _step_timer(step, leader),
+                        set_forward_context(
+                            step, attn_metadata=None, forward_batch=leader
+                        ),
+                    ):
+                        time_ = schedule.model_time(sigmas[step], self.config)
+                        output = transformer(latents, time_, *prepared)
+                        output = _guided(output, leader, server_args)
+                        latents = schedule.euler_step(
+                            latents, output, sigmas[step], sigmas[step + 1]
+                        )
+                if leader.return_trajectory_latents:
+                    trajectory.append(latents.cpu())
+                bar.update()
+        _hand_out(batches, latents, trajectory, sigmas)
+
+    def _draw_latents(self, batches: list[Req]) -> Tensor:
+        """Noise of every picture: [B, C, h, w] float32 on the CPU."""
+        channels = self.transformer.config.in_channels
+        return torch.cat(
+            [
+                schedule.draw_noise(seed, channels, *_latent_size(batch))
+                for batch in batches
+                for seed in _output_seeds(batch)
+            ]
+        )
+
+    def _prepare(
+        self,
+        transformer: ZImageTransformer,
+        batches: list[Req],
+        server_args: ServerArgs,
+    ) -> tuple[Caption, Canvas]:
+        """All branches that this rank runs, and the image side."""
+        conditions = [
+            batch.extra[CONDITIONING]
+            for batch in batches
+            for _ in range(batch.num_outputs_per_prompt)
+        ]
+        branches = [[c.caption for c in conditions]]
+        if schedule.uses_guidance(batches[0].guidance_scale):
+            branches.append([c.negative for c in conditions])
+            if server_args.enable_cfg_parallel:
+                branches = [branches[get_classifier_free_guidance_rank()]]
+        rows = torch.stack([row for branch in branches for row in branch])
+        caption = transformer.refine_caption(rows)
+        reference = None
+        if conditions[0].reference is not None:
+            reference = torch.cat([c.reference for c in conditions])
+        canvas = transformer.prepare_canvas(
+            *_latent_size(batches[0]), caption.rows.shape[1], reference
+        )
+        return caption, canvas
+
+
+class MingDecodingStage(PipelineStage):
+    """Latents -> picture through the VAE, resized where an edit asks for it."""
+
+    def __init__(self, vae: nn.Module, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.vae = vae
+        self.config = config
+
+    @property
+    def role_affinity(self) -> RoleType:
+        """Which disaggregated role runs this stage."""
+        return RoleType.DECODER
+
+    def component_uses(
+        self, server_args: ServerArgs, stage_name: str | None = None
+    ) -> list[ComponentUse]:
+        """The VAE."""
+        name = self._component_stage_name(stage_name)
+        return [ComponentUse(name, "vae", keep_ready_after_warmup=True)]
+
+    @torch.no_grad()
+    def forward(self, batch: Req, server_args: ServerArgs) -> OutputBatch:
+        """Decode ``batch.latents`` to [n, 3, height, width] float32 in [0, 1]."""
+        latents = batch.latents.to(get_local_torch_device())
+        with self.use_declared_component(component_name="vae", module=self.vae) as vae:
+            # Cast first, then scale: the official order in bfloat16.
+            raw = latents.to(next(vae.parameters()).dtype)
+            raw = raw / self.config.scaling_factor + self.config.shift_factor
+            # One by one: a large picture fills the memory already.
+            decoded = torch.cat([vae.decode(picture[None]) for picture in raw])
+        levels = to_levels(decoded.float())
+        if batch.result_size is not None:
+            levels = torch.stack([_resized(p, batch.result_size) for p in levels])
+        return OutputBatch(
+            output=from_levels(levels),
+            metrics=batch.metrics,
+            trajectory_latents=batch.trajectory_latents,
+            trajectory_timesteps=batch.trajectory_timesteps,
+        )
+
+
+def _guided(output: Tensor, batch: Req, server_args: ServerArgs) -> Tensor:
+    """One output a picture: branches combined, over ranks where they are apart."""
+    scale = batch.guidance_scale
+    if not schedule.uses_guidance(scale):
+        return output
+    if server_args.enable_cfg_parallel:
+        conditional, negative = cfg_model_parallel_all_gather(
+            output, dim=0, separate_tensors=True
+        )
+    else:
+        conditional, negative = output.chunk(2)
+    return schedule.combine(conditional, negative, scale)
+
+
+def _hand_out(
+    batches: list[Req], latents: Tensor, trajectory: list[Tensor], sigmas: Tensor
+) -> None:
+    """Give each request its rows of the batch, and the levels that they shared."""
+    end = 0
+    for batch in batches:
+        start, end = end, end + batch.num_outputs_per_prompt
+        batch.latents = latents[start:end]
+        batch.metrics.steps = list(batches[0].metrics.steps)
+        del batch.extra[CONDITIONING]
+        if trajectory:
+            steps = [step[start:end] for step in trajectory]
+            batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, C, h, w]
+            batch.trajectory_timesteps = sigmas[:-1].cpu()
+
+
+def _resized(levels: Tensor, size: tuple[int, int]) -> Tensor:
+    """[3, H, W] levels at another height and width, by the official filter."""
+    height, width = size
+    pixels = levels.permute(1, 2, 0).to(torch.uint8).cpu().numpy()
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float()
+
+
+def _prompts(batch: Req) -> tuple[str, ...]:
+    """Texts that the thinker gets: the prompt, and a real negative one if it counts."""
+    if batch.negative_prompt and schedule.uses_guidance(batch.guidance_scale):
+        return batch.prompt, batch.negative_prompt
+    return (batch.prompt,)
+
+
+def _references(batch: Req) -> tuple[str, ...]:
+    return tuple(batch.references)
+
+
+def _size(batch: Req) -> tuple[int, int, bool]:
+    has_guidance = schedule.uses_guidance(batch.guidance_scale)
+    return batch.height, batch.width, has_guidance
+
+
+def _latent_size(batch: Req) -> tuple[int, int]:
+    return batch.height // _PIXELS_PER_LATENT, batch.width // _PIXELS_PER_LATENT
+
+
+def _shapes(batch: Req) -> Hashable:
+    """Requests with the same key can share a batch."""
+    conditioning = batch.extra[CONDITIONING]
+    return (
+        *(batch.height, batch.width, batch.num_inference_steps, batch.guidance_scale),
+        *(len(conditioning.caption), conditioning.reference is None),
+        batch.return_trajectory_latents,
+    )
+
+
+def _output_seeds(batch: Req) -> list[int]:
+    """Over HTTP one request may have several outputs, from seed on."""
+    return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
+
+
+def _step_timer(step: int, batch: Req) -> StageProfiler:
+    return StageProfiler(
+        f"denoising_step_{step}",
+        logger=logger,
+        metrics=batch.metrics,
+        perf_dump_path_provided=batch.perf_dump_path is not None,
+        record_as_step=True,
+    )

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a released ``config.json`` into a frozen dataclass, strictly.
+
+A key that is neither a field nor listed as ignored, with a reason, would mean another
+architecture: it is an error, as are missing keys and values of the wrong kind. Nothing
+heavy is imported, so that ``doctor`` can check a checkpoint quickly.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from sglang_ext_gen.errors import ConfigError
+
+C = TypeVar("C")
+
+
+def read_fields(
+    cls: type[C], values: Mapping[str, Any], where: str, ignored: Collection[str]
+) -> C:
+    """A config dataclass from the keys of the same names.
+
+    Args:
+        cls: A dataclass whose fields have types of ``_KINDS``.
+        values: The parsed file; nothing may be left out.
+        where: Name of the file for messages.
+        ignored: Keys that may be there and are not used.
+
+    Raises:
+        ConfigError: A key is unknown, missing, or its value of the wrong kind.
+    """
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    refuse_unknown_keys(values, {*names, *ignored}, where)
+    checked = {
+        field.name: _checked(
+            require(values, field.name, where), field.type, f"{where}: {field.name}"
+        )
+        for field in fields(cls)  # type: ignore[arg-type]
+    }
+    return cls(**checked)
+
+
+def refuse_unknown_keys(
+    values: Mapping[str, Any], known: Collection[str], where: str
+) -> None:
+    """Raise for the first key that is not in ``known``.
+
+    Raises:
+        ConfigError: Names it.
+    """
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"{where}: unknown key {key!r}; this looks like another release"
+            )
+
+
+def require(values: Mapping[str, Any], key: str, where: str) -> Any:
+    """The value of a key that must be there.
+
+    Raises:
+        ConfigError: It is missing.
+    """
+    if key not in values:
+        raise ConfigError(f"{where}: key {key!r} is missing")
+    return values[key]
+
+
+def require_object(
+    values: Mapping[str, Any], key: str, where: str
+) -> Mapping[str, Any]:
+    """The JSON object of a key that must be there.
+
+    Raises:
+        ConfigError: It is missing or something else.
+    """
+    value = require(values, key, where)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {key} is {value!r}, expected an object")
+    return value
+
+
+def require_values(
+    values: Mapping[str, Any], wanted: Mapping[str, Any], where: str
+) -> None:
+    """Raise unless each key is absent or has its one supported value.
+
+    Raises:
+        ConfigError: Names the key, its value and the supported one.
+    """
+    for key, want in wanted.items():
+        if values.get(key, want) != want:
+            raise ConfigError(f"{where}: {key} is {values[key]!r}, expected {want!r}")
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    if isinstance(value, list):
+        value = tuple(value)
+    is_right, expected = _KINDS[kind]
+    if not is_right(value):
+        raise ConfigError(f"{where} is {value!r}, expected {expected}")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _is_counts(value: Any) -> bool:
+    return type(value) is tuple and bool(value) and all(map(_is_count, value))
+
+
+# Declared type -> what a JSON value must be. (bool is an int to isinstance.)
+_KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda value: type(value) is bool, "true or false"),
+    int: (_is_count, "a positive integer"),
+    float: (_is_positive, "a positive number"),
+    str: (lambda value: type(value) is str, "a string"),
+    tuple[int, ...]: (_is_counts, "a list of positive integers"),
+    tuple[int, int, int]: (
+        lambda value: _is_counts(value) and len(value) == 3,
+        "a list of three positive integers",
+    ),
+}

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of Ming's image generator in this process, on stored query states."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
+from torch import Tensor
+
+from conftest import Golden
+from images import decibels
+from ming_drawing import golden_png, golden_request
+from sglang_ext_gen.errors import ThinkerError
+from sglang_ext_gen.models.ming_omni import byt5, loaders, stages
+from sglang_ext_gen.models.ming_omni.layout import MingFiles
+from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
+
+FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
+
+
+class StoredThinker:
+    """Answers with golden query states, by prompt; counts what it is asked."""
+
+    def __init__(self, answers: dict[str, Tensor]) -> None:
+        self.answers = answers
+        self.asked: list[Any] = []
+
+    def fetch(self, requests: Any) -> list[QueryStates]:
+        self.asked += requests
+        return [self._answer(request.prompt) for request in requests]
+
+    def _answer(self, prompt: str) -> QueryStates:
+        if prompt not in self.answers:
+            raise ThinkerError(f"no stored answer for {prompt!r}")
+        rows = self.answers[prompt]
+        side = int(len(rows) ** 0.5)
+        data = rows.contiguous().numpy().tobytes()
+        return QueryStates((side,), rows.shape[1], "float32", data)
+
+
+class Studio:
+    """All stages of one checkpoint."""
+
+    def __init__(
+        self, golden: Golden, thinker: StoredThinker | None, server_args: Any
+    ) -> None:
+        files = MingFiles(golden.checkpoint)
+        vae = loaders.load_vae(files, **FLOAT32)
+        glyphs = loaders.load_glyph_encoder(files, **FLOAT32)
+        assert glyphs is not None
+        tokenizer = byt5.load_glyph_tokenizer(files.byt5, files.glyphs)
+        self.server_args = server_args
+        self.thinker = thinker
+        self.condition = stages.MingConditioningStage(
+            loaders.load_condition_encoder(files, **FLOAT32),
+            (glyphs, tokenizer),
+            vae,
+            files.vae,
+            thinker,  # type: ignore[arg-type]
+        )
+        self.denoise = stages.MingDenoisingStage(
+            loaders.load_transformer(files, **FLOAT32), files.scheduler
+        )
+        self.decode = stages.MingDecodingStage(vae, files.vae)
+
+    def request(self, **fields: Any) -> Any:
+        return Req(
+            sampling_params=SamplingParams.from_user_sampling_params_args(
+                self.server_args.model_path, server_args=self.server_args, **fields
+            )
+        )
+
+    def draw(self, requests: list[Any]) -> list[Tensor]:
+        """Pictures of a group, each [n, 3, H, W] levels."""
+        self.latents(requests)
+        outputs: list[Any] = [self.decode(r, self.server_args) for r in requests]
+        return [(output.output * 255).floor() for output in outputs]
+
+    def latents(self, requests: list[Any]) -> list[Tensor]:
+        self.condition.run_grouped_requests(requests, self.server_args)
+        self.denoise.run_grouped_requests(requests, self.server_args)
+        return [request.latents for request in requests]
+
+
+def golden_answers(golden: Golden) -> dict[str, Tensor]:
+    """Prompt -> query states of the integrated golden checkpoint's thinker."""
+    return {
+        golden_request(golden, name)["prompt"]: golden.tensor(f"{name}.query_hidden")
+        for name in ("t2i", "t2i_text", "edit")
+    }
+
+
+def stored_levels(golden: Golden, name: str) -> Tensor:
+    pixels = np.asarray(Image.open(golden_png(golden, name)).convert("RGB"))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
+
+
+def psnr(got: Tensor, want: Tensor) -> float:
+    return decibels(got / 255, want / 255)

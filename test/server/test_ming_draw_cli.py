@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ming draws from the command line in bfloat16, thinker and generator."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Golden
+from images import psnr
+from ming_drawing import BF16_DB, golden_png, golden_request
+from server.ming import FLAGS
+from server.servers import free_ports, server_environment
+
+pytestmark = pytest.mark.slow
+
+
+def test_all_in_bfloat16(golden_dir, tmp_path: Path) -> None:
+    golden = Golden(golden_dir("ming_omni"))
+    thinker = " ".join(FLAGS).replace("float32", "bfloat16")
+    words = [
+        word
+        for name, value in golden_request(golden, "edit").items()
+        for word in ("--" + name.replace("_", "-"), str(value))
+    ]
+    picture = tmp_path / "edit.png"
+    _, scheduler_port, master_port = free_ports()
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "sglang_ext_gen", "generate"),
+            *(str(golden.checkpoint), *words, f"--thinker-args={thinker}"),
+            *("--output", str(picture), "--json"),
+            *("--scheduler-port", str(scheduler_port)),
+            *("--master-port", str(master_port)),
+        ],
+        cwd=tmp_path,
+        env=server_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert json.loads(run.stdout)["family"] == "ming_omni"
+    assert psnr(picture, golden_png(golden, "edit")) >= BF16_DB
