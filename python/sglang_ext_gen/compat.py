@@ -48,7 +48,8 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_GEN}.configs.models.dits.qwenimage": {"QwenImageDitConfig": ""},
     f"{_GEN}.configs.models": {"DiTConfig": "", "VAEConfig": ""},
     f"{_GEN}.configs.models.vaes": {"WanVAEConfig": ""},
-    f"{_GEN}.configs.models.vaes.flux": {"Flux2VAEConfig": ""},
+    f"{_GEN}.configs.models.vaes.flux": {"Flux2VAEConfig": "", "FluxVAEConfig": ""},
+    f"{_RUN}.models.vaes.autoencoder": {"AutoencoderKL": ""},
     f"{_GEN}.configs.models.vaes.wanvae": {
         "WanVAEArchConfig": "base_dim decoder_base_dim z_dim is_residual patch_size "
         "scale_factor_spatial scale_factor_temporal latents_mean latents_std"
@@ -98,6 +99,7 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.distributed.parallel_state": {
         "get_cfg_group": "",
         "get_classifier_free_guidance_rank": "",
+        "get_world_group": "",
     },
     f"{_RUN}.distributed.sp_shard_utils": {
         "SpShard": "",
