@@ -59,10 +59,12 @@ def mask_padding(inputs: dict[str, Any], rank: int, ranks: int) -> dict[str, Any
         multiple of ``ranks`` and ``attn_mask`` [B, (T + I) / ranks] over this rank's
         part. Stock deals out the text, then every rank's part is [text, picture].
     """
-    picture = _valid_tokens(inputs["img_shapes"][0], rank, ranks)
+    sizes = _shared_sizes(inputs["img_shapes"][0])
     text_mask = inputs.get("encoder_hidden_states_mask")
-    if text_mask is None and bool(picture.all()):
+    # Alike on every rank: attention gathers the mask from all of them or from none.
+    if text_mask is None and all(size % ranks == 0 for size in sizes):
         return inputs
+    picture = _valid_tokens(sizes, rank, ranks)
     text = inputs["encoder_hidden_states"]
     text = text[0] if isinstance(text, list) else text
     text_mask = text_mask[0] if isinstance(text_mask, list) else text_mask
@@ -94,14 +96,16 @@ def mask_padding(inputs: dict[str, Any], rank: int, ranks: int) -> dict[str, Any
 _CACHES = ("freqs_cis", "freqs_complex")
 
 
-def _valid_tokens(shapes: list[tuple[int, int, int]], rank: int, ranks: int) -> Tensor:
-    """Which of this rank's tokens are no padding, [I / ranks] bool.
-
-    The picture and all references together are dealt out each on their own.
-    """
+def _shared_sizes(shapes: list[tuple[int, int, int]]) -> tuple[int, int]:
+    """Tokens of the picture and of all its references, each dealt out on its own."""
     sizes = [math.prod(shape) for shape in shapes]
+    return sizes[0], sum(sizes[1:])
+
+
+def _valid_tokens(sizes: tuple[int, int], rank: int, ranks: int) -> Tensor:
+    """Which of this rank's tokens are no padding, [I / ranks] bool."""
     parts = []
-    for size in (sizes[0], sum(sizes[1:])):
+    for size in sizes:
         local = math.ceil(size / ranks)
         parts.append(torch.arange(rank * local, (rank + 1) * local) < size)
     return torch.cat(parts)
