@@ -146,7 +146,10 @@ def _checked_params(
     )
 
 
-def _as_list(prompt: str | Sequence[str]) -> list[str]:
+def _as_list(prompt: Any) -> list[str]:
+    if not isinstance(prompt, (str, list, tuple)):
+        kind = type(prompt).__name__
+        raise RequestError("prompt", f"a {kind} given, expected a text or a list")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise RequestError("prompt", "an empty list given, expected at least one text")
