@@ -45,6 +45,8 @@ bench: setup ## Run the benchmarks at their tiny size
 	$(BIN)/python benchmark/bench_fp8_linear.py --tiny
 	$(BIN)/python benchmark/bench_denoise.py --tiny
 	$(BIN)/python benchmark/bench_lance.py --tiny
+	$(BIN)/python benchmark/bench_loading.py --tiny
+	$(BIN)/python benchmark/bench_thinker.py --tiny
 
 clean: ## Remove the environment, caches and build outputs
 	rm -rf .venv build dist python/*.egg-info .pytest_cache .ruff_cache

@@ -3,7 +3,12 @@
 
 Any OpenAI-compatible base URL will do, so peers are measured by the same code. For each
 input mode and each concurrency c, c clients send requests one after the other; every
-prompt begins with other words, so that no answer comes from a prefix cache.
+prompt begins with other words, so that no answer comes from a prefix cache. The
+concurrencies take turns over the rounds, because a shared machine is busier at one time
+than at another.
+
+First of all the answers are checked: a question asked several times at once must be
+answered as it is alone.
 """
 
 import base64
@@ -24,6 +29,7 @@ from PIL import Image
 
 CONCURRENCY = (1, 2, 4, 8, 16, 32)
 SEED = 0
+CHECKED_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Load:
         max_tokens: Of each answer; none ends earlier.
         model: As the server calls it.
         api_key: For peers that ask for one.
+        rounds: How often each concurrency has its turn.
     """
 
     base_url: str
@@ -47,11 +54,12 @@ class Load:
     max_tokens: int
     model: str
     api_key: str = "none"
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table: times of all rounds, rates as their median and best."""
 
     mode: str
     concurrency: int
@@ -59,6 +67,7 @@ class Row:
     ttft_ms_median: float
     ttft_ms_p90: float
     tokens_per_second: float
+    tokens_per_second_best: float
 
 
 @dataclass(frozen=True)
@@ -67,46 +76,76 @@ class _Answer:
 
     first_token: float
     tokens: int
+    text: str
 
 
 def measure(load: Load) -> list[Row]:
-    """Every mode at every concurrency, after a request that warms up."""
+    """Every mode at every concurrency, after the check, which also warms up.
+
+    Raises:
+        RuntimeError: An answer depends on the requests beside it, or is empty.
+    """
     client = openai.OpenAI(
         base_url=load.base_url, api_key=load.api_key, max_retries=0, timeout=1800
     )
     rows = []
     for mode in load.modes:
         parts = content(mode)
-        _ask(client, load, parts, "warm-up")
-        for clients in load.concurrency:
-            rows.append(_measure(client, load, parts, mode, clients))
+        _check(client, load, parts, mode)
+        rounds: dict[int, list[tuple[list[_Answer], float]]] = {
+            clients: [] for clients in load.concurrency
+        }
+        for number in range(load.rounds):
+            for clients, measured in rounds.items():
+                tag = f"{number}.{clients}"
+                measured.append(_measure(client, load, parts, clients, tag))
+        rows += [_row(mode, clients, rounds[clients]) for clients in rounds]
     return rows
+
+
+def _check(
+    client: openai.OpenAI, load: Load, parts: list[dict[str, Any]], mode: str
+) -> None:
+    alone = _ask(client, load, parts, "check").text
+    with ThreadPoolExecutor(CHECKED_TOGETHER) as threads:
+        tags = ["check"] * CHECKED_TOGETHER
+        together = threads.map(lambda tag: _ask(client, load, parts, tag).text, tags)
+        if any(text != alone for text in together):
+            raise RuntimeError(f"{mode}: an answer depends on the requests beside it")
 
 
 def _measure(
     client: openai.OpenAI,
     load: Load,
     parts: list[dict[str, Any]],
-    mode: str,
     clients: int,
-) -> Row:
+    tag: str,
+) -> tuple[list[_Answer], float]:
+    """Answers of one round, and its seconds."""
     count = clients * load.requests
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as threads:
         answers = list(
-            threads.map(
-                lambda i: _ask(client, load, parts, f"{clients}.{i}"), range(count)
-            )
+            threads.map(lambda i: _ask(client, load, parts, f"{tag}.{i}"), range(count))
         )
-    seconds = time.perf_counter() - start
+    return answers, time.perf_counter() - start
+
+
+def _row(mode: str, clients: int, rounds: list[tuple[list[_Answer], float]]) -> Row:
+    answers = [answer for measured, _ in rounds for answer in measured]
     first = sorted(answer.first_token * 1000 for answer in answers)
+    rates = [
+        sum(answer.tokens for answer in measured) / seconds
+        for measured, seconds in rounds
+    ]
     return Row(
         mode=mode,
         concurrency=clients,
-        requests=count,
+        requests=len(answers),
         ttft_ms_median=round(statistics.median(first), 1),
         ttft_ms_p90=round(first[math.ceil(0.9 * len(first)) - 1], 1),
-        tokens_per_second=round(sum(a.tokens for a in answers) / seconds, 2),
+        tokens_per_second=round(statistics.median(rates), 2),
+        tokens_per_second_best=round(max(rates), 2),
     )
 
 
@@ -117,6 +156,7 @@ def _ask(
     start = time.perf_counter()
     first = None
     tokens = 0
+    words: list[str] = []
     stream = client.chat.completions.create(
         model=load.model,
         messages=[{"role": "user", "content": message}],  # type: ignore[misc]
@@ -129,11 +169,12 @@ def _ask(
     for part in stream:
         if first is None and part.choices:
             first = time.perf_counter() - start
+        words += [choice.delta.content or "" for choice in part.choices]
         if part.usage is not None:
             tokens = part.usage.completion_tokens
     if first is None or tokens == 0:
         raise RuntimeError(f"request {tag} gave no tokens")
-    return _Answer(first, tokens)
+    return _Answer(first, tokens, "".join(words))
 
 
 def growth(rows: Sequence[Row]) -> dict[str, float]:
@@ -151,11 +192,12 @@ def growth(rows: Sequence[Row]) -> dict[str, float]:
 def print_table(rows: Sequence[Row]) -> None:
     """The rows for people."""
     print(f"{'mode':6} {'clients':>7} {'requests':>8} {'TTFT ms':>9} {'p90':>9} "
-          f"{'tokens/s':>9}")  # fmt: skip
+          f"{'tokens/s':>9} {'best':>9}")  # fmt: skip
     for row in rows:
         print(
             f"{row.mode:6} {row.concurrency:7} {row.requests:8} "
-            f"{row.ttft_ms_median:9} {row.ttft_ms_p90:9} {row.tokens_per_second:9}"
+            f"{row.ttft_ms_median:9} {row.ttft_ms_p90:9} {row.tokens_per_second:9} "
+            f"{row.tokens_per_second_best:9}"
         )
     for mode, times in growth(rows).items():
         print(f"{mode:6} most clients / one client: {times}")

@@ -27,6 +27,7 @@ STOCK: dict[str, dict[str, str]] = {
         "QwenImagePipeline": "",
     },
     f"{_RUN}.models.registry": {"ModelRegistry": ""},
+    f"{_RUN}.models.vaes.autoencoder": {"AutoencoderKL": ""},
     f"{_RUN}.models.encoders.qwen_vl_rope": {"build_qwen_vl_text_rope": ""},
     f"{_RUN}.models.dits.qwen_image": {"QwenImageTransformer2DModel": ""},
     f"{_RUN}.loader.component_loaders.transformer_loader": {"TransformerLoader": ""},
@@ -48,7 +49,7 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_GEN}.configs.models.dits.qwenimage": {"QwenImageDitConfig": ""},
     f"{_GEN}.configs.models": {"DiTConfig": "", "VAEConfig": ""},
     f"{_GEN}.configs.models.vaes": {"WanVAEConfig": ""},
-    f"{_GEN}.configs.models.vaes.flux": {"Flux2VAEConfig": ""},
+    f"{_GEN}.configs.models.vaes.flux": {"Flux2VAEConfig": "", "FluxVAEConfig": ""},
     f"{_GEN}.configs.models.vaes.wanvae": {
         "WanVAEArchConfig": "base_dim decoder_base_dim z_dim is_residual patch_size "
         "scale_factor_spatial scale_factor_temporal latents_mean latents_std"
@@ -97,6 +98,7 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.distributed.parallel_state": {
         "get_cfg_group": "",
         "get_classifier_free_guidance_rank": "",
+        "get_world_group": "",
     },
     f"{_RUN}.distributed.sp_shard_utils": {
         "SpShard": "",
@@ -162,6 +164,7 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.managers.memory_managers.layerwise_offload": {
         "LayerwiseOffloadableModuleMixin": ""
     },
+    f"{_RUN}.models.vaes.autoencoder": {"AutoencoderKL": "config"},
     f"{_RUN}.models.vaes.wanvae": {
         "AutoencoderKLWan": "config",
         "AutoencoderKLWan.decode": "z",
@@ -240,10 +243,21 @@ STOCK: dict[str, dict[str, str]] = {
         "mrope_section head_size rotary_dim is_neox_style"
     },
     "sglang.cli.serve": {"serve": "args extra_argv"},
+    "sglang.cli.serve_backends": {
+        "SERVE_BACKEND_API_VERSION": "",
+        "ServeBackend": "api_version run detect requires_model_path",
+        "ServeBackendDetection": "",
+        "ServeRequest": "argv model_path",
+    },
     "sglang.cli.utils": {"get_is_diffusion_model": "model_path"},
     "sglang.srt.configs": {"model_config": ""},
     "sglang.srt.configs.bailing_moe_v2": {
         "BailingMM2Config": "llm_config vision_config audio_config mrope_section"
+    },
+    "sglang.srt.layers.attention.torch_native_backend": {
+        "TorchNativeAttnBackend._run_sdpa_forward_decode": "query output k_cache "
+        "v_cache req_to_token req_pool_indices seq_lens encoder_lens scaling "
+        "enable_gqa causal is_cross_attn sliding_window_size",
     },
     "sglang.srt.layers.logits_processor": {
         "LogitsProcessor": "config",
@@ -319,7 +333,10 @@ STOCK: dict[str, dict[str, str]] = {
         "SRTPlatform.get_dispatch_key_name": "",
     },
     "sglang.srt.plugins": {"load_plugins": ""},
-    "sglang.srt.server_args": {"ServerArgs.resolve_once": ""},
+    "sglang.srt.server_args": {
+        "ServerArgs.resolve_once": "",
+        "prepare_server_args": "argv",
+    },
     "sglang.srt.utils": {"add_prefix": ""},
     "sglang.srt.utils.hf_transformers.common": {
         "_CONFIG_REGISTRY": "",

@@ -116,6 +116,15 @@ HOOKS: tuple[Hook, ...] = (
         remove_when="sglang serve loads diffusion plugins before it chooses.",
     ),
     Hook(
+        target="sglang.srt.server_args.prepare_server_args",
+        kind="around",
+        replacement="sglang_ext_gen.resolution:prepare_server_args",
+        runtime="cli",
+        reason="Registering our language models takes seconds, so sglang serve does it "
+        "only when it is about to serve one.",
+        remove_when="A config can be registered without importing SGLang's models.",
+    ),
+    Hook(
         target="sglang.srt.model_loader.utils.get_model_architecture",
         kind="around",
         replacement="sglang_ext_gen.language_models:get_model_architecture",
@@ -149,6 +158,16 @@ HOOKS: tuple[Hook, ...] = (
         runtime="srt_cpu",
         reason="The three-axis rotation of Ming has a Triton kernel only.",
         remove_when="BailingMRotaryEmbedding has a torch form.",
+    ),
+    Hook(
+        target="sglang.srt.layers.attention.torch_native_backend."
+        "TorchNativeAttnBackend._run_sdpa_forward_decode",
+        kind="around",
+        replacement="sglang_ext_gen.platforms.cpu_attention:decode_together",
+        runtime="srt_cpu",
+        reason="Plain torch attention decodes one request after the other, so that a "
+        "batch of 32 is hardly faster than 32 requests.",
+        remove_when="torch_native attention decodes a batch in one call.",
     ),
     Hook(
         target=f"{_LAYERNORM}._NormScaleShift.forward_cpu",

@@ -63,7 +63,7 @@ def register_srt() -> None:
     """Register what runs on the language model runtime.
 
     In ``sglang serve`` only the choice of the runtime is hooked at first: the rest
-    follows when the choice is made (``resolution.get_is_diffusion_model``).
+    follows when it falls on this one (``resolution.prepare_server_args``).
     """
     if "sglang.cli.serve" in sys.modules and enabled_families():
         hooks.register_hooks("cli")

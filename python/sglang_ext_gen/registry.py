@@ -47,6 +47,10 @@ class ModelFamily:
             and a function from a picture to a chat about it; None without a chat.
         convert: Function from a local directory to the safetensors files that it wrote
             from the checkpoint's pickles; None where there are none.
+        language_model: Name of the row of ``LANGUAGE_MODELS`` that the family's
+            checkpoints hold as well; ``sglang serve`` then runs both behind one port.
+        thinker_url_option: Load option that takes the address of the language model,
+            where the family needs its answers to draw.
     """
 
     name: str
@@ -66,6 +70,8 @@ class ModelFamily:
     fp8_quality: str | None = None
     demo_chat: str | None = None
     convert: str | None = None
+    language_model: str | None = None
+    thinker_url_option: str | None = None
 
     @property
     def pipeline_name(self) -> str:
@@ -112,6 +118,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
         convert=f"{_LANCE}.vae:convert",
         fp8_quality=f"{_LANCE}.fp8_quality:fp8_quality",
+        language_model="lance",
     ),
     ModelFamily(
         name="ming_omni",
@@ -130,6 +137,8 @@ FAMILIES: tuple[ModelFamily, ...] = (
         http_routes=("/v1/images/generations", "/v1/images/edits"),
         demo_chat=f"{_MING_OMNI}.demo:demo_chat",
         convert=f"{_MING_OMNI}.loaders:convert",
+        language_model="ming_omni",
+        thinker_url_option="thinker_url",
     ),
     ModelFamily(
         name="qwen_image",
@@ -302,6 +311,22 @@ def language_model_of(path: Path) -> LanguageModel | None:
     for model in enabled_language_models():
         if resolve(model.recognises)(path):
             return model
+    return None
+
+
+def composed_family_of(path_or_id: str | os.PathLike[str]) -> ModelFamily | None:
+    """The enabled family of a checkpoint that holds a language model of ours as well.
+
+    A local directory is judged by its content; an id is taken to be the release.
+    """
+    family = family_of(path_or_id)
+    if family is None or family.language_model is None:
+        return None
+    path = Path(path_or_id)
+    for model in enabled_language_models():
+        if model.name == family.language_model:
+            is_there = not path.is_dir() or resolve(model.recognises)(path)
+            return family if is_there else None
     return None
 
 

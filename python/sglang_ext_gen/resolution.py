@@ -9,11 +9,16 @@ checkpoints carry the class name of stock's own pipeline. Each function here ask
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sglang_ext_gen import compat, language_models
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.registry import ModelFamily, family_of, resolve
+from sglang_ext_gen.registry import (
+    ModelFamily,
+    composed_family_of,
+    family_of,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from sglang.multimodal_gen.registry import ModelInfo
@@ -60,21 +65,27 @@ def get_non_diffusers_pipeline_name(
 
 
 def get_is_diffusion_model(original: Callable[[str], bool], model_path: str) -> bool:
-    """Around ``sglang.cli.utils.get_is_diffusion_model``, for ``sglang serve``."""
-    if family_of(model_path) is not None:
-        return True
-    answer = original(model_path)
-    if not answer:
-        _register_language_models()
-    return answer
+    """Around ``sglang.cli.utils.get_is_diffusion_model``, for ``sglang serve``.
+
+    A checkpoint with a language model in it belongs to the ``one-port`` backend, and
+    SGLang wants one backend to say so.
+    """
+    if composed_family_of(model_path) is not None:
+        return False
+    return family_of(model_path) is not None or original(model_path)
 
 
-def _register_language_models() -> None:
-    # In sglang serve they were left out until now; see plugin.register_srt.
+def prepare_server_args(original: Callable[[list[str]], Any], argv: list[str]) -> Any:
+    """Around ``srt.server_args.prepare_server_args``, for ``sglang serve``.
+
+    Here it is known that a language model is to be served, and ours are registered;
+    before, they were left out (``plugin.register_srt``).
+    """
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     language_models.register()
     HookRegistry.apply_hooks()
+    return original(argv)
 
 
 @functools.cache

@@ -339,7 +339,7 @@ LANCE_CASES = (
     replace(
         _LANCE_RELEASED,
         name="lance-released-t2i-tiled",
-        flags=(*_LANCE_RELEASED.flags, "--vae-tiling", "on"),
+        flags=(*_LANCE_RELEASED.flags, "--vae-tiles", "on"),
     ),
 )
 

@@ -3,25 +3,17 @@
 
 import base64
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from conftest import Golden
-from server.servers import (
-    Server,
-    free_ports,
-    server_environment,
-    stop,
-    wait_until_healthy,
-)
+from server.servers import Server, free_ports, running
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QUERY_BLOCK, QueryStates
 
 # Stated by the issue; measured here: 7e-5 at most.
@@ -36,6 +28,8 @@ CHAT_CASES = (
     *("a_text", "a_multiturn", "b_image", "b_two_images", "b_image_first"),
     *("c_audio", "c_two_audio_packed", "d_video", "f_mixed"),
 )
+# Over HTTP a video is a file; the golden ones are lists of frames.
+HTTP_CASES = tuple(case for case in CHAT_CASES if case not in ("d_video", "f_mixed"))
 GENERATION_CASES = ("e_t2i", "e_short", "e_edit")
 
 
@@ -82,6 +76,20 @@ def golden_request(golden: Golden, case: str) -> dict[str, Any]:
     return request
 
 
+def integrated_request(golden: Golden, case: str) -> dict[str, Any]:
+    """A case of ``test/golden/ming_omni`` as arguments of ``/generate``."""
+    stored = golden.json["cases"][case]
+    media: dict[str, list[str]] = {"image": [], "audio": []}
+    for part in stored["content"]:
+        if part["type"] in media:
+            path = golden.path / part[part["type"]]
+            media[part["type"]].append(data_url(path))
+    if stored["kind"] == "image":
+        media["image"].append(QUERY_BLOCK)
+    request: dict[str, Any] = {"text": stored["prompt_text"]}
+    return request | {f"{kind}_data": items for kind, items in media.items() if items}
+
+
 def _media_files(golden: Golden) -> list[str]:
     found = [*golden.path.glob("*.png"), *golden.path.glob("*.wav")]
     return [path.name for path in found]
@@ -89,10 +97,17 @@ def _media_files(golden: Golden) -> list[str]:
 
 def query_error(golden: Golden, case: str, meta_info: dict[str, Any]) -> float:
     """Largest difference of the returned query states from the official ones."""
-    states = QueryStates.from_meta_info(meta_info)
-    assert (states.scales, states.width, states.dtype) == ((4,), 64, "float32")
-    rows = torch.frombuffer(bytearray(states.data), dtype=torch.float32).view(-1, 64)
+    rows = query_rows(meta_info)
+    assert rows.dtype == torch.float32
     return max_error(rows, golden.tensor(f"{case}.query_hidden"))
+
+
+def query_rows(meta_info: dict[str, Any]) -> Tensor:
+    """The returned query states, [rows, width] in the model's dtype."""
+    states = QueryStates.from_meta_info(meta_info)
+    assert states.rows == sum(scale * scale for scale in states.scales)
+    dtype = getattr(torch, states.dtype)
+    return torch.frombuffer(bytearray(states.data), dtype=dtype).view(-1, states.width)
 
 
 def max_error(got: Tensor, expected: Tensor) -> float:
@@ -100,33 +115,35 @@ def max_error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max())
 
 
+LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server", "--model-path")
+SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
+
+
 @contextmanager
 def thinker_server(
-    model: Path, folder: Path, *flags: str, **environment: str
+    model: Path,
+    folder: Path,
+    *flags: str,
+    door: tuple[str, ...] = LAUNCH_SERVER,
+    **environment: str,
 ) -> Iterator[Server]:
-    """Run ``python -m sglang.launch_server`` until the end of the block."""
+    """Run a server until the end of the block.
+
+    Args:
+        model: Checkpoint directory.
+        folder: Working directory; the log is kept in it.
+        flags: Further arguments.
+        door: The command up to the checkpoint.
+        environment: Further environment variables.
+    """
     http_port, nccl_port, _ = free_ports()
     command = [
-        *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)),
+        *(*door, str(model)),
         *("--host", "127.0.0.1", "--port", str(http_port)),
         *("--nccl-port", str(nccl_port), *FLAGS, *flags),
     ]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = psutil.Popen(
-            command,
-            cwd=folder,
-            env=server_environment(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    server = Server(f"http://127.0.0.1:{http_port}", process, log, folder)
-    try:
-        wait_until_healthy(server)
+    with running(command, folder, http_port, environment) as server:
         yield server
-    finally:
-        stop(server)
 
 
 def engine_arguments(model: Path, **changes: Any) -> dict[str, Any]:

@@ -80,16 +80,34 @@ def serving(
         ServerError: It did not become healthy, did not stop, or left processes; with
             the end of its log.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     http_port, scheduler_port, master_port = free_ports()
     command = [
-        *(str(Path(sys.executable).with_name("sglang")), "serve", str(model)),
+        *(sglang_command(), "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(http_port), "--strict-ports", "true"),
         *("--scheduler-port", str(scheduler_port), "--master-port", str(master_port)),
         # The tests of a small machine need the core that an idle server would take.
         "--sleep-on-idle",
         *flags,
     ]
+    with running(command, folder, http_port, environment) as server:
+        yield server
+
+
+def sglang_command() -> str:
+    """SGLang's console command of this environment."""
+    return str(Path(sys.executable).with_name("sglang"))
+
+
+@contextmanager
+def running(
+    command: list[str], folder: Path, port: int, environment: dict[str, str]
+) -> Iterator[Server]:
+    """Run a command that listens on ``port`` until the end of the block.
+
+    Raises:
+        ServerError: As ``serving``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     log = folder / "server.log"
     with log.open("wb") as output:
         process = psutil.Popen(
@@ -100,7 +118,7 @@ def serving(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    server = Server(f"http://127.0.0.1:{http_port}", process, log, folder)
+    server = Server(f"http://127.0.0.1:{port}", process, log, folder)
     try:
         wait_until_healthy(server)
         yield server

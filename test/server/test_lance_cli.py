@@ -87,7 +87,7 @@ def test_a_video_edit_with_every_loading_option_is_close_to_the_official_one(
     fields = request_of(golden, "video_edit", video)
     done = run(
         *("generate", str(golden.path / "checkpoint"), *flags_of(fields)),
-        *("--tasks", "video_edit", "--weight-format", "fp8", "--vae-tiling", "on"),
+        *("--tasks", "video_edit", "--weight-format", "fp8", "--vae-tiles", "on"),
         *("--precision", "float32", "--json"),
         *("--output", str(tmp_path / "edit.mp4")),
     )

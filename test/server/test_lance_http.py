@@ -47,7 +47,8 @@ def golden(golden_dir: Callable[[str], Path]) -> Golden:
 
 @pytest.fixture(scope="module")
 def server(serve: Callable[..., Server], golden: Golden) -> Server:
-    return serve(golden.path / "checkpoint", *FLOAT32)
+    # Alone: with the language model beside it, test_lance_one_port.py runs it.
+    return serve(golden.path / "checkpoint", "--model-type", "diffusion", *FLOAT32)
 
 
 @pytest.fixture(scope="module")

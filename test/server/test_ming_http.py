@@ -7,6 +7,7 @@ The server computes prompts in chunks of 48 tokens, so media and query blocks ar
 import base64
 import io
 import json
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -135,18 +136,19 @@ def test_video_files_are_understood(client):
     assert usage.prompt_tokens == answer.usage.prompt_tokens > 200
 
 
-def video_part():
+def video_part(frames=12):
     import av
 
     stream = io.BytesIO()
-    with av.open(stream, "w", format="mp4") as container:
+    with av.open(stream, "w", format="avi") as container:
         track = container.add_stream("mpeg4", rate=4)
         track.width, track.height = 64, 64
-        for level in range(0, 240, 20):
-            pixels = np.full((64, 64, 3), level, "uint8")
+        container.start_encoding()  # writes a header even without frames
+        for index in range(frames):
+            pixels = np.full((64, 64, 3), 20 * index, "uint8")
             container.mux(track.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
         container.mux(track.encode(None))
-    url = f"data:video/mp4;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    url = f"data:video/avi;base64,{base64.b64encode(stream.getvalue()).decode()}"
     return {"type": "video_url", "video_url": {"url": url}}
 
 
@@ -240,11 +242,20 @@ def bad_messages():
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     gif = png(frames[0], "GIF", save_all=True, append_images=frames[1:])
     huge = png(Image.new("1", (12000, 12000)))
+    header = b"IHDR" + bytes(8) + b"\x08\x02\x00\x00\x00"
+    zero = b"\x89PNG\r\n\x1a\n\x00\x00\x00\r" + header
+    zero += zlib.crc32(header).to_bytes(4, "big")
+    sound = audio_part(np.zeros(16_000))["input_audio"]["data"]
+    silent = {"type": "video_url", "video_url": {"url": f"data:;base64,{sound}"}}
     empty = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
     corrupt = {"data": "AAAA", "format": "wav"}
     return {
         "broken image": ([user(image_part("data:image/png;base64,AAAA"))], "decoded"),
         "empty image": ([user(image_part("data:image/png;base64,"))], "empty"),
+        "zero-size image": (
+            [user(image_part(f"data:;base64,{base64.b64encode(zero).decode()}"))],
+            "decoded",
+        ),
         "animated gif": (
             [user(image_part(f"data:image/gif;base64,{gif}"))],
             "animated",
@@ -270,7 +281,9 @@ def bad_messages():
         ),
         "empty audio": ([user(audio_part(np.zeros(0)))], "audio"),
         "long audio": ([user(audio_part(np.zeros(16_000 * 13)))], "at most 12 s"),
-        "no frames": ([user(empty)], "video"),
+        "broken video": ([user(empty)], "decoded"),
+        "no frames": ([user(video_part(frames=0))], "it has no frames"),
+        "no video": ([user(silent)], "the file has no video"),
         "special token": ([user(text("a <|role_end|> b"))], "special token"),
         "placeholder": ([user(text("an <IMAGE>"))], "special token"),
         "wrong role": (

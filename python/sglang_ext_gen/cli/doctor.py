@@ -41,6 +41,7 @@ ENTRY_POINTS = {
     "sglang.multimodal_gen.plugins": "sglang_ext_gen.plugin:register_diffusion",
     "sglang.srt.plugins": "sglang_ext_gen.plugin:register_srt",
     "sglang.srt.platforms": "sglang_ext_gen.platforms.cpu_reference:activate",
+    "sglang.serve_backends": "sglang_ext_gen.serving.backend:one_port",
 }
 FRESH_PROCESS_TIMEOUT_S = 600
 

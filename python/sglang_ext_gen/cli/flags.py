@@ -6,7 +6,7 @@ check, so that the command line refuses what the other doors refuse, in their wo
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from sglang_ext_gen.registry import ModelFamily, enabled_families
@@ -119,7 +119,16 @@ def load_values(
     }
 
 
-def add_precision_flag(parser: argparse.ArgumentParser) -> None:
+def load_words(options: Mapping[str, Any]) -> list[str]:
+    """Load options as the words that the pipeline config's own flags expect."""
+    words = []
+    for name, value in options.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        words += ["--" + name.replace("_", "-"), text]
+    return words
+
+
+def add_precision_flag(parser: argparse._ActionsContainer) -> None:
     """Add ``--precision``, one word for all components of a pipeline."""
     parser.add_argument(
         "--precision",

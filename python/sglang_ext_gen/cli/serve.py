@@ -3,15 +3,21 @@
 
 import argparse
 import sys
-from typing import Any
 
-from sglang_ext_gen.cli import flags
-from sglang_ext_gen.registry import ModelFamily, family_of, resolve
+from sglang_ext_gen.cli import flags, one_port
+from sglang_ext_gen.registry import (
+    ModelFamily,
+    composed_family_of,
+    family_of,
+    resolve,
+)
 
 _DESCRIPTION = """\
 Start SGLang's HTTP server with the families of this package. MODEL is a local
 checkpoint or a Hugging Face id; models of stock SGLang are served as `sglang serve`
-would serve them.
+would serve them. A checkpoint that holds a language model and a generator is served
+as a whole, behind one port: `sglang-ext-gen serve MODEL --help` lists the flags of
+that. --model-type diffusion or llm serves one of the two.
 
 Every other flag is SGLang's; the ones of its diffusion server (--host, --port,
 --num-gpus, ...) are listed by `sglang serve --model-type diffusion --help`.
@@ -24,7 +30,13 @@ def main(argv: list[str]) -> int:
         parser = _parser(None)
         parser.parse_known_args(argv)  # for --help
         parser.error("MODEL must come first: sglang-ext-gen serve MODEL [flags]")
-    arguments = sglang_arguments(argv[0], argv[1:])
+    model, words = argv[0], argv[1:]
+    backend, rest = _split_model_type(words)
+    if backend is None and composed_family_of(model) is not None:
+        backend = one_port.BACKEND
+    if backend == one_port.BACKEND:
+        return one_port.main(model, rest)
+    arguments = sglang_arguments(model, words)
 
     # SGLang reads the command line again in several places.
     sys.argv = ["sglang", "serve", *arguments]
@@ -41,7 +53,8 @@ def sglang_arguments(model: str, argv: list[str]) -> list[str]:
         RequestError: A load option has a value that is not allowed.
     """
     family = family_of(model)
-    if family is None:
+    backend, _ = _split_model_type(argv)
+    if family is None or backend not in (None, "diffusion"):
         return ["--model-path", model, *argv]
     arguments, rest = _parser(family).parse_known_args(argv)
     options = flags.load_values(arguments, resolve(family.load_options))
@@ -50,9 +63,18 @@ def sglang_arguments(model: str, argv: list[str]) -> list[str]:
     return [
         *("--model-path", model, *backend),
         *flags.precision_arguments(arguments.precision),
-        *(word for name, value in options.items() for word in _flag(name, value)),
+        *flags.load_words(options),
         *rest,
     ]
+
+
+def _split_model_type(argv: list[str]) -> tuple[str | None, list[str]]:
+    """SGLang's choice of a server, and the other words; None means that it chooses."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model-type")
+    arguments, rest = parser.parse_known_args(argv)
+    chosen = None if arguments.model_type == "auto" else arguments.model_type
+    return chosen, rest
 
 
 def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
@@ -72,9 +94,3 @@ def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
 
 def _add_family_flags(parser: argparse.ArgumentParser, family: ModelFamily) -> None:
     flags.add_load_flags(parser, family.title, resolve(family.load_options))
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    # The words that the pipeline config's own flags expect (add_pipeline_cli_args).
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return ["--" + name.replace("_", "-"), text]

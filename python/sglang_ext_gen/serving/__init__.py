@@ -15,7 +15,14 @@ is refused early, in OpenAI's error format, or it means exactly what it says.
     urls.py          what a client's URL may reach
     replies.py       refusals and failures in OpenAI's error format
     routes.py        the middleware that ties them together, and its installation
+
+and, for a checkpoint that needs two servers,
+
+    backend.py       how `sglang serve` comes to choose one port
+    one_port.py      what is started, and with which arguments
+    parts.py         the two servers, watched and restarted
+    front.py         the application that hands requests on
     child_server.py  a server as a child process that cannot outlive its parent
 
-Nothing here imports torch or SGLang.
+Nothing here imports torch or SGLang, but for backend.py, which SGLang imports.
 """

@@ -169,6 +169,7 @@ class ChildServer:
                 start_new_session=True,
             )
         except OSError as error:
+            self._ended.set()
             self._started.set_exception(error)
             return
         self._started.set_result(process)
@@ -195,10 +196,19 @@ class ChildServer:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of 127.0.0.1 that nothing listens on at this moment, as on the next one.
+
+    SGLang's diffusion server listens on the one after its HTTP port, too.
+    """
+    while True:
+        with socket.socket() as probe, socket.socket() as next_probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            try:
+                next_probe.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 def _kill_group(leader: int) -> None:

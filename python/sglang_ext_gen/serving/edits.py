@@ -100,7 +100,7 @@ def _fetch(addresses: Sequence[str], targets: Sequence[Path]) -> None:
     deadline = time.monotonic() + limits.MAX_BODY_SECONDS
     left = limits.MAX_UPLOAD_BODY_BYTES
     for address, target in zip(addresses, targets, strict=True):
-        seconds = min(urls.FETCH_SECONDS, deadline - time.monotonic())
+        seconds = min(limits.FETCH_SECONDS, deadline - time.monotonic())
         content = urls.fetch(address, "url", urls.FetchLimits(left, seconds))
         left -= len(content)
         target.write_bytes(content)

@@ -29,3 +29,11 @@ MAX_FORM_PARTS = 256
 
 # Pictures in one edit, over all families; each family may take fewer.
 MAX_IMAGES = 16
+
+# One medium that a client sends, names or points at.
+MAX_MEDIA_BYTES = 64 << 20
+MAX_MEDIA_PIXELS = 64_000_000  # of one decoded picture or frame
+
+# Fetching what a client's URL points at, redirects included.
+FETCH_SECONDS = 10.0
+MAX_REDIRECTS = 3

@@ -4,9 +4,9 @@
     {"error": {"message": ..., "type": ..., "param": FIELD or null, "code": ...}}
 
 Stock answers ``{"detail": text}``, ``{"detail": [pydantic errors]}``,
-``{"error": text}`` or plain text, depending on which layer failed. ``OpenAIErrors``
-restates each of them, and turns an exception that reached the top into a JSON reply
-that carries its reason.
+``{"error": text}``, ``{"object": "error", "message": text}`` or plain text: it depends
+on which layer failed. ``OpenAIErrors`` restates each of them, and turns an exception
+that reached the top into a JSON reply that carries its reason.
 """
 
 import json
@@ -20,10 +20,10 @@ from sglang_ext_gen.serving.limits import MAX_ECHOED_CHARACTERS
 
 
 class Refusal(ExtGenError):
-    """A request that gets an error reply instead of being run.
+    """A request that gets an error reply instead of an answer.
 
     Args:
-        status: HTTP status, 400 to 499.
+        status: HTTP status of an error.
         message: What was given, what is allowed.
         param: The offending request field; ``None`` when no field is to blame.
         code: A word that a program can test for.
@@ -85,6 +85,11 @@ def restate_error(
         return error_object(status, text or f"HTTP {status}")
     if not isinstance(reply, dict):
         return error_object(status, json.dumps(reply))
+    if reply.get("object") == "error":
+        # The language model runtime: the same four keys, not wrapped.
+        code = reply.get("code")
+        code = None if code == status else code
+        return error_object(status, reply["message"], reply.get("param"), code)
     detail = reply.get("detail", reply.get("error"))
     if isinstance(detail, str):
         name, _, reason = detail.partition(":")

@@ -20,11 +20,11 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
-
-MAX_MEDIA_BYTES = 64 << 20
-MAX_MEDIA_PIXELS = 64_000_000  # of one decoded picture or frame
-FETCH_SECONDS = 10.0
-MAX_REDIRECTS = 3
+from sglang_ext_gen.serving.limits import (
+    FETCH_SECONDS,
+    MAX_MEDIA_BYTES,
+    MAX_REDIRECTS,
+)
 
 _CHUNK = 64 << 10
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -61,7 +61,7 @@ def fetch(url: str, field: str, limits: FetchLimits | None = None) -> bytes:
     Args:
         url: From the client.
         field: Request field, for messages.
-        limits: Bounds; the defaults of this module when None.
+        limits: Bounds; those of ``limits.py`` when None.
 
     Raises:
         RequestError: The URL is malformed or leads to a private address, the server

@@ -13,7 +13,7 @@ from typing import Any
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.serving import urls
+from sglang_ext_gen.serving import limits, urls
 
 
 def read_media(source: Any, field: str) -> bytes:
@@ -42,9 +42,9 @@ def read_media(source: Any, field: str) -> bytes:
         data = _file(source.removeprefix("file://"), field)
     if not data:
         raise RequestError(field, "the file is empty")
-    if len(data) > urls.MAX_MEDIA_BYTES:
+    if len(data) > limits.MAX_MEDIA_BYTES:
         raise RequestError(
-            field, f"{len(data)} bytes given, at most {urls.MAX_MEDIA_BYTES} allowed"
+            field, f"{len(data)} bytes given, at most {limits.MAX_MEDIA_BYTES} allowed"
         )
     return data
 
@@ -53,8 +53,8 @@ def _data_url(url: str, field: str) -> bytes:
     header, comma, payload = url.partition(",")
     if not comma or not header.endswith(";base64"):
         raise RequestError(field, "a data: URL must be base64")
-    if len(payload) > urls.MAX_MEDIA_BYTES // 3 * 4 + 4:
-        raise RequestError(field, f"at most {urls.MAX_MEDIA_BYTES} bytes are allowed")
+    if len(payload) > limits.MAX_MEDIA_BYTES // 3 * 4 + 4:
+        raise RequestError(field, f"at most {limits.MAX_MEDIA_BYTES} bytes are allowed")
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -73,6 +73,6 @@ def _file(name: str, field: str) -> bytes:
     path = (root / name).resolve()
     if not path.is_relative_to(root) or not path.is_file():
         raise RequestError(field, "there is no such file in the media folder")
-    if path.stat().st_size > urls.MAX_MEDIA_BYTES:
-        raise RequestError(field, f"the file exceeds {urls.MAX_MEDIA_BYTES} bytes")
+    if path.stat().st_size > limits.MAX_MEDIA_BYTES:
+        raise RequestError(field, f"the file exceeds {limits.MAX_MEDIA_BYTES} bytes")
     return path.read_bytes()

@@ -217,7 +217,7 @@ def test_query_tokens_are_loaded_strictly(copied):
 def test_the_config_is_repaired(ming_golden, caplog):
     from sglang_ext_gen.models.ming_omni.thinker.config import MingThinkerConfig
 
-    config = MingThinkerConfig(**read_json(ming_golden.path / "config.json"))
+    config = MingThinkerConfig.from_pretrained(ming_golden.path)
     llm = config.llm_config
     assert llm.video_start_token == 274
     assert "video_start_token is 273, which is </image>" in caplog.text
@@ -231,19 +231,49 @@ def test_the_config_is_repaired(ming_golden, caplog):
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("section", "changes", "problem"),
     [
-        ({"norm_head": True}, "norm_head"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling"),
-        ({"rope_scaling": {"type": "video_rope", "factor": 2.0}}, "rope_scaling"),
+        ("", {"smell_config": {}}, "unknown key 'smell_config'"),
+        ("", {"mlp_depth": None}, "key 'mlp_depth' is missing"),
+        ("", {"audio_config": None}, "key 'audio_config' is missing"),
+        ("", {"vision_config": 3}, "vision_config is 3, expected an object"),
+        ("llm_config", {"norm_head": True}, "llm_config: norm_head is True, expected"),
+        ("llm_config", {"router_type": "topN"}, "router_type is 'topN'"),
+        ("llm_config", {"sliding_windows": 4}, "unknown key 'sliding_windows'"),
+        (
+            "llm_config",
+            {"num_experts": None},
+            "llm_config: key 'num_experts' is missing",
+        ),
+        ("llm_config", {"rope_scaling": {"type": "yarn"}}, "rope_scaling is"),
+        (
+            "llm_config",
+            {"rope_scaling": {"type": "video_rope", "factor": 2.0}},
+            "rope_scaling is",
+        ),
+        ("llm_config", {"head_dim": 64}, "have 16 rotary frequencies, expected 32"),
+        ("vision_config", {"patch_size": 14}, "patch_size is 14, expected 16"),
+        ("audio_config", {"norm_query_embeds": False}, "norm_query_embeds is False"),
+        (
+            "audio_config",
+            {"whisper_encoder_config": {"n_ctx": 600}},
+            "whisper_encoder_config: key 'n_head' is missing",
+        ),
     ],
 )
-def test_other_configs_are_refused(ming_golden, changes, problem):
-    from sglang_ext_gen.models.ming_omni.thinker.config import repaired_llm_config
+def test_other_configs_are_refused(copied, section, changes, problem):
+    """``None`` stands for a missing key."""
+    from sglang_ext_gen.models.ming_omni.thinker.config import MingThinkerConfig
 
-    released = read_json(ming_golden.path / "config.json")["llm_config"]
+    config = read_json(copied / "config.json")
+    changed = config[section] if section else config
+    changed |= {key: value for key, value in changes.items() if value is not None}
+    for key in [key for key, value in changes.items() if value is None]:
+        del changed[key]
+    (copied / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=problem):
-        repaired_llm_config({**released, **changes})
+        MingThinkerConfig.from_pretrained(copied)
+    assert re.search(problem, check_checkpoint(copied)[0])
 
 
 def test_missing_tokenizer_files_are_named(copied):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.models.ming_omni.thinker.audio_input import audio_tokens, log_mel
+from sglang_ext_gen.models.ming_omni.thinker.audio_input import log_mel
 from sglang_ext_gen.models.ming_omni.thinker.visual_input import (
     Frames,
     fit_size,
@@ -46,7 +46,7 @@ def test_frames_equal_the_official_patches(ming_golden):
 )
 def test_sound_equals_the_official_features(ming_golden, case, files):
     clips = [
-        log_mel(soundfile.read(ming_golden.path / file, dtype="float32")[0])
+        log_mel(soundfile.read(ming_golden.path / file, dtype="float32")[0], 128)
         for file in files
     ]
     lengths = ming_golden.tensor(f"{case}.audio_feats_lengths")[0].tolist()
@@ -55,8 +55,6 @@ def test_sound_equals_the_official_features(ming_golden, case, files):
     # The stored features are 2.0e-5 from float64, ours 1.5e-5: MKL's float32 transform
     # rounds by processor (3e-5 between an Intel with AVX-512 and the reference's).
     torch.testing.assert_close(torch.cat(clips), expected, atol=1e-4, rtol=0)
-    tokens = ming_golden.tensor(f"{case}.audio_embeds_lengths")[0].tolist()
-    assert [audio_tokens(length) for length in lengths] == tokens
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 
 import base64
 import io
+import struct
+import zlib
 
 import av
 import numpy as np
@@ -20,6 +22,13 @@ def png(width: int = 40, height: int = 30, mode: str = "RGB") -> bytes:
     stream = io.BytesIO()
     Image.new(mode, (width, height), 7).save(stream, "PNG")
     return stream.getvalue()
+
+
+def zero_size_png() -> bytes:
+    """A valid file whose header says 0 x 0."""
+    good = png(1, 1)
+    header = b"IHDR" + struct.pack(">II", 0, 0) + good[24:29]
+    return good[:12] + header + struct.pack(">I", zlib.crc32(header)) + good[33:]
 
 
 def gif() -> bytes:
@@ -45,6 +54,15 @@ def video(frames: int, fps: int = 10, size: tuple[int, int] = (64, 48)) -> bytes
             pixels = np.full((size[1], size[0], 3), index * 10 % 256, "uint8")
             container.mux(track.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
         container.mux(track.encode(None))
+    return stream.getvalue()
+
+
+def video_without_frames() -> bytes:
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="avi") as container:
+        track = container.add_stream("mpeg4", rate=10)
+        track.width, track.height = 64, 48
+        container.start_encoding()
     return stream.getvalue()
 
 
@@ -74,6 +92,7 @@ def test_objects_of_sglang_and_pil_are_taken():
         (b"not a picture", "cannot be decoded"),
         (png()[:60], "cannot be decoded"),
         (gif(), "animated"),
+        (zero_size_png(), "empty|cannot be decoded"),
         (b"RIFF\x04\x00\x00\x00WEBP", "cannot be decoded"),
         (data_url(png(9000, 9000, "1")), "81000000|9000x9000"),
         ("file:///etc/passwd", "file names are only allowed"),
@@ -123,6 +142,12 @@ def test_bad_sound_is_refused(source, message):
         media.load_waveform(source, 12)
 
 
+def test_sound_of_the_released_length_fits_and_no_more():
+    assert len(media.load_waveform(wav(300, rate=8000), 300)) == 300 * RATE
+    with pytest.raises(RequestError, match=r"300\.[0-9] s given, at most 300 s"):
+        media.load_waveform(wav(300.2, rate=8000), 300)
+
+
 def test_videos_are_sampled_twice_a_second_at_the_towers_size():
     frames, size = media.load_video(video(40, fps=10))
     assert size is None
@@ -152,6 +177,7 @@ def test_listed_frames_can_state_their_size():
         (b"noise", "cannot be decoded"),
         (wav(1.0), "no video"),
         (video(10)[:300], "cannot be decoded"),
+        (video_without_frames(), "it has no frames"),
         ({"frames": []}, "1 to 170"),
         ({"frames": [png()] * 171}, "1 to 170"),
         ({"frames": [png(), png(10, 10)]}, "same size"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Audio tower, routers and rotation, against the official code, without a server."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,19 @@ def test_the_audio_tower_equals_the_official_one(ming_golden, audio_parts):
     torch.testing.assert_close(encoded, expected.view_as(encoded), **TOLERANCE)
     embeds = ming_golden.tensor("c_audio.audio_embeds")
     torch.testing.assert_close(projector(encoded), embeds, **TOLERANCE)
+
+
+def test_tokens_of_a_clip_are_counted_as_the_projector_makes_them(ming_golden):
+    for case in ("c_audio", "c_two_audio"):
+        frames = ming_golden.tensor(f"{case}.audio_feats_lengths")[0].tolist()
+        tokens = ming_golden.tensor(f"{case}.audio_embeds_lengths")[0].tolist()
+        assert [AUDIO.tokens(count) for count in frames] == tokens
+    for kernel, stride in ((3, 2), (3, 3), (5, 2), (4, 2), (1, 1)):
+        other = replace(AUDIO, ds_kernel_size=kernel, ds_stride=stride)
+        projector = AudioProjector(other, 64)
+        for count in (7, 8, 9, 40):
+            features = torch.zeros((count - 1) // 2 + 1, AUDIO.n_state)
+            assert len(projector(features)) == other.tokens(count)
 
 
 @torch.no_grad()

@@ -46,6 +46,15 @@ def test_bench_ming_image() -> None:
 
 
 @pytest.mark.unproven
+def test_bench_loading() -> None:
+    _, record = run("bench_loading.py")
+    assert {"hardware", "commit", "sglang", "torch", "seed"} <= record.keys()
+    assert record["written_bytes"] > 4 * record["shard_bytes"]
+    # One shard, and what the process itself allocates meanwhile.
+    assert record["peak_beyond_bytes"] < 1.2 * record["shard_bytes"]
+
+
+@pytest.mark.unproven
 def test_bench_denoise() -> None:
     output, record = run("bench_denoise.py")
     assert {"hardware", "commit", "versions", "seed"} <= record.keys()

@@ -238,6 +238,14 @@ def test_doctor_finds_a_tiny_checkpoint_complete(family, tmp_path, capsys):
     assert str(target) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("folder", ["ming_thinker", "ming_omni/checkpoint"])
+def test_doctor_finds_the_golden_thinkers_complete(folder, golden_dir, capsys):
+    path = golden_dir("ming_thinker").parent / folder
+    assert exit_code("doctor", "--no-process", "--json", "--model", path) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"]["family"], found["problems"]) == ("ming_omni", [])
+
+
 def test_doctor_names_what_is_broken(ideogram4_golden, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(ideogram4_golden.checkpoint, broken)

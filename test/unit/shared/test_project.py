@@ -74,6 +74,9 @@ def test_entry_points():
         "sglang.srt.platforms": {
             "cpu_reference": "sglang_ext_gen.platforms.cpu_reference:activate"
         },
+        "sglang.serve_backends": {
+            "one-port": "sglang_ext_gen.serving.backend:one_port"
+        },
     }
 
 

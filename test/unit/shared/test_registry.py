@@ -135,3 +135,16 @@ def test_language_models_are_recognised_by_content(golden_dir, tmp_path, monkeyp
     assert registry.language_model_of(tmp_path) is None
     monkeypatch.setenv("SGLANG_EXT_GEN_DISABLE", "ming_omni")
     assert registry.language_model_of(thinker) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_load_options_are_no_flags_of_sglangs(family):
+    """A name given twice would keep ``sglang serve`` from starting."""
+    from sglang.multimodal_gen.runtime.server_args import ServerArgs
+    from sglang.multimodal_gen.runtime.utils.argparse import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(allow_abbrev=False)
+    ServerArgs.add_cli_args(parser)
+    resolve(family.pipeline_config).add_pipeline_cli_args(parser)
+    for option in resolve(family.load_options):
+        assert f"--{option.name.replace('_', '-')}" in parser.format_help()

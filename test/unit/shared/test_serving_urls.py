@@ -11,7 +11,7 @@ import pytest
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.serving import urls
+from sglang_ext_gen.serving import limits
 from sglang_ext_gen.serving.urls import FetchLimits, fetch, is_public
 
 BODY = b"media" * 1000
@@ -175,5 +175,5 @@ def test_malformed_urls_are_refused(url, message):
         fetch(url, "image")
 
 
-def test_limits_are_those_of_the_module():
-    assert FetchLimits().max_bytes == urls.MAX_MEDIA_BYTES
+def test_limits_are_those_of_the_house():
+    assert FetchLimits().max_bytes == limits.MAX_MEDIA_BYTES

@@ -7,7 +7,7 @@ import pytest
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.serving import urls
+from sglang_ext_gen.serving import limits
 from sglang_ext_gen.understanding.media import read_media
 
 BYTES = b"any bytes"
@@ -52,7 +52,7 @@ def test_others_are_refused(source, message):
 
 
 def test_large_media_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(urls, "MAX_MEDIA_BYTES", 100)
+    monkeypatch.setattr(limits, "MAX_MEDIA_BYTES", 100)
     monkeypatch.setenv(envs.MEDIA_FOLDER.name, str(tmp_path))
     (tmp_path / "a").write_bytes(bytes(101))
     for source in (bytes(101), data_url(bytes(101)), data_url(bytes(400))):

@@ -54,7 +54,7 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         choices=("released", "fp8"),
     ),
     RequestField(
-        "vae_tiling",
+        "vae_tiles",
         "str",
         "Frames above 512 pixels a side go through the VAE in overlapping tiles: less "
         "memory, nearly the same result (on), or whole (off, the default).",

@@ -46,7 +46,7 @@ class LancePipelineConfig(PipelineConfig):
         vision_source: Vision tower of edits.
         uncond_positions: Positions of the branch without the user's text.
         weight_format: Of the decoder's linears in memory.
-        vae_tiling: Whether large frames go through the VAE in tiles.
+        vae_tiles: Whether large frames go through the VAE in tiles.
     """
 
     # A component that our loaders refuse must not be loaded by diffusers instead.
@@ -75,7 +75,7 @@ class LancePipelineConfig(PipelineConfig):
     vision_source: VisionSource = "checkpoint"
     uncond_positions: Numbering = "released"
     weight_format: WeightFormat = "released"
-    vae_tiling: Literal["off", "on"] = "off"
+    vae_tiles: Literal["off", "on"] = "off"
 
     @staticmethod
     def add_pipeline_cli_args(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +90,7 @@ class LancePipelineConfig(PipelineConfig):
     @property
     def tiling(self) -> Tiling | None:
         """How the VAE cuts large frames; None for not at all."""
-        return Tiling() if self.vae_tiling == "on" else None
+        return Tiling() if self.vae_tiles == "on" else None
 
     def placement(self, path: Path) -> LancePlacement:
         """Which tasks run, and on which checkpoint directory.

@@ -10,7 +10,7 @@
     model.py           towers, query tokens, decoder; on top of SGLang's Bailing classes
     audio.py, routing.py, rotary.py   parts that SGLang lacks
     query_states.py    the hidden states that the image generator asks for
-    config.py, tokens.py   the released configuration and vocabulary
+    released_config.py, config.py, tokens.py   configuration and vocabulary
     layout.py, weights.py  what is on disk, and where it goes
     register.py        makes SGLang use all of this
 

@@ -47,6 +47,12 @@ class AudioConfig:
         """Longest clip in mel frames (100 per second)."""
         return 2 * self.n_ctx
 
+    def tokens(self, frames: int) -> int:
+        """Language model tokens of a clip of mel frames; 25 a second in the release."""
+        features = (frames - 1) // 2 + 1
+        kernel = self.ds_kernel_size
+        return (features + kernel // 2 * 2 - kernel) // self.ds_stride + 1
+
 
 class AudioAttention(nn.Module):
     """Full self-attention; the key projection has no bias."""

@@ -2,7 +2,7 @@
 """Waveform -> log-mel frames of the audio tower (Whisper's front end).
 
 Source: the official audio processor with its Whisper flag, which the official scripts
-always set: 128 mel bands, no padding to 30 seconds.
+always set: 128 mel bands in the release, no padding to 30 seconds.
 """
 
 import functools
@@ -12,41 +12,35 @@ import torch
 from torch import Tensor
 
 SAMPLE_RATE = 16_000
-MEL_BANDS = 128
 _FFT, _HOP = 400, 160
 _FLOOR = 1e-10
 _RANGE = 8.0  # bels below the loudest cell that are kept
 
 
-def log_mel(waveform: np.ndarray) -> Tensor:
+def log_mel(waveform: np.ndarray, bands: int) -> Tensor:
     """Log-mel frames of one clip.
 
     Args:
         waveform: [samples] float32 in [-1, 1] at 16 kHz; at least half a window.
+        bands: Mel bands of the audio tower.
 
     Returns:
-        [samples // 160, 128] float32.
+        [samples // 160, bands] float32.
     """
     samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32))
     window = torch.hann_window(_FFT)
     spectrum = torch.stft(samples, _FFT, _HOP, window=window, return_complex=True)
     power = spectrum[:, :-1].abs() ** 2
-    bels = torch.log10(torch.clamp(_mel_filters() @ power, min=_FLOOR))
+    bels = torch.log10(torch.clamp(_mel_filters(bands) @ power, min=_FLOOR))
     bels = torch.maximum(bels, bels.max() - _RANGE)
     return ((bels + 4.0) / 4.0).T.contiguous()
 
 
-def audio_tokens(frames: int) -> int:
-    """Language model tokens of a clip: two strided convolutions, 25 per second."""
-    after_encoder = (frames - 1) // 2 + 1
-    return (after_encoder - 1) // 2 + 1
-
-
 @functools.cache
-def _mel_filters() -> Tensor:
-    """[128, 201] float32: Slaney's mel scale, each triangle of unit area."""
+def _mel_filters(bands: int) -> Tensor:
+    """[bands, 201] float32: Slaney's mel scale, each triangle of unit area."""
     edges = _mel_to_hertz(
-        np.linspace(_hertz_to_mel(0.0), _hertz_to_mel(SAMPLE_RATE / 2), MEL_BANDS + 2)
+        np.linspace(_hertz_to_mel(0.0), _hertz_to_mel(SAMPLE_RATE / 2), bands + 2)
     )
     bins = np.linspace(0.0, SAMPLE_RATE / 2, _FFT // 2 + 1)
     slopes = edges[:, None] - bins[None, :]

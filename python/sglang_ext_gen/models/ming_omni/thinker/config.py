@@ -9,6 +9,8 @@ Subclass of SGLang's own config for this ``model_type``. What is repaired:
   the real ``<video>``. Repaired with a warning.
 - The three deepstack mergers of the vision tower are on disk but unused.
 
+What the released file may say at all is in ``released_config.py``, and checked first.
+
 The class lives at module level because SGLang pickles configs to spawned processes.
 """
 
@@ -22,7 +24,7 @@ from sglang.srt.multimodal.customized_mm_processor_utils import (
 from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY
 from transformers import AutoConfig, AutoTokenizer
 
-from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.models.ming_omni.thinker.released_config import check_config
 from sglang_ext_gen.models.ming_omni.thinker.tokenizer import (
     BailingTokenizer,
     MingTokenizerHolder,
@@ -59,6 +61,18 @@ class MingThinkerConfig(BailingMM2Config):
             **kwargs,
         )
 
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], **kwargs: Any
+    ) -> "MingThinkerConfig":
+        """From a released ``config.json``; this is how Transformers reads one.
+
+        Raises:
+            ConfigError: It holds a key or value that the thinker does not know.
+        """
+        check_config(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
 
 def register_config() -> None:
     """Make SGLang and Transformers use this config and our tokenizer."""
@@ -74,25 +88,11 @@ def register_config() -> None:
 
 
 def repaired_llm_config(released: dict[str, Any]) -> dict[str, Any]:
-    """The released ``llm_config`` in SGLang's terms.
-
-    Raises:
-        ConfigError: It asks for something that this thinker does not have.
-    """
+    """The released ``llm_config`` in SGLang's terms."""
     config = dict(released)
-    for key in ("norm_head", "use_bias", "use_qkv_bias", "tie_word_embeddings"):
-        if config.get(key):
-            raise ConfigError(f"llm_config.{key} is set, which the thinker never has")
-    scaling = dict(config.get("rope_scaling") or {})
-    kind = scaling.pop("type", scaling.pop("rope_type", "video_rope"))
-    if kind not in ("video_rope", "default") or scaling.pop("factor", None) is not None:
-        raise ConfigError(
-            f"llm_config.rope_scaling is {released.get('rope_scaling')}, expected "
-            'type "video_rope" with no factor'
-        )
-    config["rope_scaling"] = {"rope_type": "default", **scaling}
-    if "use_expert_bias" in config:
-        config["moe_router_enable_expert_bias"] = config["use_expert_bias"]
+    # Without the null factor; the sections come with mrope_section.
+    config["rope_scaling"] = {"rope_type": "default"}
+    config["moe_router_enable_expert_bias"] = config["use_expert_bias"]
     config["video_start_token"] = _real_video_start(config)
     return config
 

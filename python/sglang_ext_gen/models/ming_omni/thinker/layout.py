@@ -8,9 +8,12 @@ tensors of the image generator, which are not looked at here.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from sglang_ext_gen.errors import CheckpointError
+from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.models.ming_omni.thinker.released_config import (
+    Config,
+    check_config,
+)
 from sglang_ext_gen.weights.layout import (
     TensorSpec,
     check_tensors,
@@ -23,8 +26,6 @@ ARCHITECTURE = "BailingMM2NativeForConditionalGeneration"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # Used when mlp/config.json names no scales, as in the official code.
 DEFAULT_SCALES = (4, 8, 16)
-
-Config = dict[str, Any]
 
 
 def recognises(path: Path) -> bool:
@@ -40,14 +41,11 @@ def check_checkpoint(path: Path) -> list[str]:
     """Everything that keeps the thinker from being served, one line each."""
     try:
         config = read_json(path / "config.json")
+        check_config(config)
         found = read_tensors(path / WEIGHTS_FILE)
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         return [str(error)]
-    try:
-        specs = list(thinker_specs(config))
-    except KeyError as error:
-        return [f"config.json lacks {error}"]
-    problems = check_tensors(specs, found, where="root")
+    problems = check_tensors(list(thinker_specs(config)), found, where="root")
     problems += [
         f"{name} is missing; take it from the Ming code repository, or give its folder "
         "with --tokenizer-path"

@@ -29,7 +29,7 @@ from sglang_ext_gen.models.ming_omni.thinker.visual_input import (
     sampled_frames,
     video_size,
 )
-from sglang_ext_gen.serving import urls
+from sglang_ext_gen.serving import limits
 from sglang_ext_gen.understanding.media import read_media
 
 MAX_FRAMES_LISTED = 170
@@ -109,10 +109,10 @@ def _checked_image(image: Image.Image) -> Image.Image:
 def _check_pixels(width: int, height: int, field: str) -> None:
     if width < 1 or height < 1:
         raise RequestError(field, f"{width}x{height} pixels given, it is empty")
-    if width * height > urls.MAX_MEDIA_PIXELS:
+    if width * height > limits.MAX_MEDIA_PIXELS:
         raise RequestError(
             field,
-            f"{width}x{height} pixels given, at most {urls.MAX_MEDIA_PIXELS} allowed",
+            f"{width}x{height} pixels given, at most {limits.MAX_MEDIA_PIXELS} allowed",
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.ming_omni.thinker import media, prompt, query_states
 from sglang_ext_gen.models.ming_omni.thinker.audio import AudioConfig
-from sglang_ext_gen.models.ming_omni.thinker.audio_input import audio_tokens, log_mel
+from sglang_ext_gen.models.ming_omni.thinker.audio_input import log_mel
 from sglang_ext_gen.models.ming_omni.thinker.layout import query_scales
 from sglang_ext_gen.models.ming_omni.thinker.model import (
     BailingMM2NativeForConditionalGeneration,
@@ -56,8 +56,8 @@ class MingMultimodalProcessor(ThreadedProcessor):
     ) -> None:
         super().__init__(hf_config, server_args, _processor, *args, **kwargs)
         self.tokens = MediaTokens.resolve(_processor.tokenizer)
-        positions = AudioConfig.from_released(hf_config.audio_config).n_ctx
-        self.max_seconds = positions * _SECONDS_PER_POSITION
+        self.audio = AudioConfig.from_released(hf_config.audio_config)
+        self.max_seconds = self.audio.n_ctx * _SECONDS_PER_POSITION
         folder = download_from_hf(
             hf_config._name_or_path, allow_patterns=["mlp/config.json"]
         )
@@ -82,13 +82,14 @@ class MingMultimodalProcessor(ThreadedProcessor):
         ]
         sampled = [_video(item) for item in videos]
         clips = [
-            log_mel(media.load_waveform(item, self.max_seconds)) for item in audios
+            log_mel(media.load_waveform(item, self.max_seconds), self.audio.n_mels)
+            for item in audios
         ]
         expanded = prompt.expand(
             text if isinstance(text, str) else str(self._tokenizer.decode(text)),
             [prompt.image_piece(_token_grid(picture)) for picture in pictures],
             [prompt.video_piece(_token_grid(v[0]), stamps) for v, stamps in sampled],
-            [prompt.audio_piece(audio_tokens(len(clip))) for clip in clips],
+            [prompt.audio_piece(self.audio.tokens(len(clip))) for clip in clips],
             self._tokenizer.encode,
             self.tokens,
         )

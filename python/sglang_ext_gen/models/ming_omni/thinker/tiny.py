@@ -6,6 +6,8 @@ token per byte and the special tokens in the released order, with the released q
 the tokenizer names a class that is not there, and ``video_start_token`` is wrong.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from sglang_ext_gen.models.ming_omni.thinker.layout import (
     query_token_specs,
     thinker_specs,
 )
+from sglang_ext_gen.weights.layout import TensorSpec
 from sglang_ext_gen.weights.tiny import (
     new_folder,
     random_tensors,
@@ -52,21 +55,68 @@ def write_tiny(path: Path, seed: int = 0) -> None:
     Raises:
         ConfigError: ``path`` exists and is not an empty folder.
     """
+    write_checkpoint(path, seed=seed)
+
+
+def write_checkpoint(
+    path: Path,
+    *,
+    seed: int = 0,
+    llm: Mapping[str, int] | None = None,
+    shards: int = 1,
+) -> None:
+    """Write a checkpoint of any size.
+
+    Args:
+        path: New folder.
+        seed: Same seed, same bytes.
+        llm: Sizes of the decoder that differ from the tiny ones, as in
+            ``llm_config``.
+        shards: Files that hold the thinker, of about equal size; with an index, as
+            released, when there are several.
+
+    Raises:
+        ConfigError: ``path`` exists and is not an empty folder.
+    """
     with new_folder(path) as folder:
         ids = _write_tokenizer(folder)
         config = _config(ids)
+        config["llm_config"] |= llm or {}
         write_json(folder / "config.json", config)
         write_json(folder / "mlp" / "config.json", {"img_gen_scales": list(_SCALES)})
-        write_tensors(
-            folder / WEIGHTS_FILE,
-            random_tensors(thinker_specs(config), seed=seed, streams=_STREAM),
+        specs = list(thinker_specs(config))
+        if shards == 1:
+            _write_random(folder / WEIGHTS_FILE, specs, seed)
+        else:
+            _write_shards(folder, specs, shards, seed)
+        hidden = config["llm_config"]["hidden_size"]
+        _write_random(
+            folder / "mlp" / WEIGHTS_FILE, query_token_specs(folder, hidden), seed
         )
-        write_tensors(
-            folder / "mlp" / WEIGHTS_FILE,
-            random_tensors(
-                query_token_specs(folder, _HIDDEN), seed=seed, streams=_STREAM
-            ),
-        )
+
+
+def _write_random(file: Path, specs: Sequence[TensorSpec], seed: int) -> None:
+    write_tensors(file, random_tensors(specs, seed=seed, streams=_STREAM))
+
+
+def _write_shards(
+    folder: Path, specs: Sequence[TensorSpec], shards: int, seed: int
+) -> None:
+    total = sum(math.prod(spec.shape) for spec in specs)
+    parts: list[list[TensorSpec]] = [[] for _ in range(shards)]
+    before = 0
+    for spec in specs:
+        parts[before * shards // total].append(spec)
+        before += math.prod(spec.shape)
+    weight_map = {}
+    for number, part in enumerate(parts, 1):
+        name = f"model-{number:05d}-of-{shards:05d}.safetensors"
+        _write_random(folder / name, part, seed)
+        weight_map |= {spec.name: name for spec in part}
+    write_json(
+        folder / f"{WEIGHTS_FILE}.index.json",
+        {"metadata": {"total_size": 2 * total}, "weight_map": weight_map},
+    )
 
 
 def _write_tokenizer(folder: Path) -> dict[str, int]:
