@@ -27,7 +27,6 @@ STOCK: dict[str, dict[str, str]] = {
         "QwenImagePipeline": "",
     },
     f"{_RUN}.models.registry": {"ModelRegistry": ""},
-    f"{_RUN}.models.vaes.autoencoder": {"AutoencoderKL": ""},
     f"{_RUN}.models.encoders.qwen_vl_rope": {"build_qwen_vl_text_rope": ""},
     f"{_RUN}.models.dits.qwen_image": {"QwenImageTransformer2DModel": ""},
     f"{_RUN}.loader.component_loaders.transformer_loader": {"TransformerLoader": ""},
