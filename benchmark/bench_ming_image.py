@@ -254,6 +254,7 @@ def measure_pipeline(
         vae_precision=precision,
         text_encoder_precisions=(precision,),
         thinker_url=url,
+        sleep_on_idle=True,
         scheduler_port=free_port(),
         master_port=free_port(),
         output_path=str(folder),

@@ -89,6 +89,7 @@ STOCK: dict[str, dict[str, str]] = {
         "RoleType.ENCODER": "",
     },
     f"{_RUN}.distributed": {
+        "get_sp_parallel_rank": "",
         "get_sp_world_size": "",
         "get_local_torch_device": "",
         "tensor_model_parallel_all_reduce": "",

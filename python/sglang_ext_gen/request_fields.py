@@ -126,6 +126,8 @@ class RequestField:
         if self.kind in ("str", "strs"):
             if not isinstance(item, str):
                 raise self._refuse(value)
+            if not _is_unicode(item):
+                raise RequestError(self.name, "has an escaped surrogate without a pair")
             self._check_length(value, len(item), "characters")
             if self.choices and item not in self.choices:
                 raise self._refuse(value)
@@ -160,6 +162,15 @@ class RequestField:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return RequestError(self.name, f"{shown} given, expected {self.allowed()}")
+
+
+def _is_unicode(text: str) -> bool:
+    """False for a lone surrogate, which is a Python string but no text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_finite(number: int | float) -> bool:

@@ -45,3 +45,22 @@ def test_all_in_bfloat16(golden_dir, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-3000:]
     assert json.loads(run.stdout)["family"] == "ming_omni"
     assert psnr(picture, golden_png(golden, "edit")) >= BF16_DB
+
+
+def test_demo_draws_chats_and_edits(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "sglang_ext_gen", "demo", "ming_omni"),
+            *("--output", str(tmp_path / "demo"), "--steps", "2"),
+        ],
+        cwd=tmp_path,
+        env=server_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    pictures = [file for file in (tmp_path / "demo").iterdir() if file.is_file()]
+    assert {file.stem for file in pictures} == {f"ming_omni-{i}" for i in (1, 2, 3)}
+    assert "What is in this picture? '" in run.stdout

@@ -57,13 +57,14 @@ def generator(golden: Golden, folder: Path) -> Iterator[Any]:
         vae_precision="fp32",
         text_encoder_precisions=("fp32",),
         thinker_args=list(FLAGS),
+        sleep_on_idle=True,
         scheduler_port=scheduler_port,
         master_port=master_port,
         output_path=str(folder),
     )
-    thinkers = thinker_processes()
-    assert thinkers
     yield generator
+    thinkers = thinker_processes()
+    assert len(thinkers) == 1
     generator.shutdown()
     _, alive = psutil.wait_procs(thinkers, timeout=SOON_SECONDS)
     assert alive == [], "the thinker outlived its generator"
@@ -175,39 +176,9 @@ def test_bad_request_is_refused_and_the_next_one_runs(fields, message, generator
         generator.generate(sampling_params_kwargs={"prompt": "a cat", **fields})
 
 
-def test_another_process_tree_writes_the_same_bytes(generator, golden, folder):
-    """The command line: restarted worker and thinker, cold caches, float32."""
-    fields = golden_request(golden, "t2i_text")
-    ours = write(generator, "ours.png", **fields).read_bytes()
-    picture = folder / "theirs.png"
-    _, scheduler_port, master_port = free_ports()
-    words = [
-        word
-        for name, value in fields.items()
-        for word in ("--" + name.replace("_", "-"), str(value))
-    ]
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "sglang_ext_gen", "generate"),
-            *(str(golden.checkpoint), *words, "--precision", "float32"),
-            *(f"--thinker-args={' '.join(FLAGS)}", "--output", str(picture)),
-            *("--scheduler-port", str(scheduler_port)),
-            *("--master-port", str(master_port)),
-        ],
-        cwd=folder,
-        env=server_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert picture.read_bytes() == ours
-
-
 def test_dead_thinker_is_an_error_and_comes_back(generator):
-    """Last of all: it restarts the thinker."""
-    known = {"prompt": "a cat", "seed": 5, **SMALL}
+    """It starts the thinker anew, so it is one of the last."""
+    known = {"prompt": "a fox in the snow", "seed": 4, **SMALL}
     [before] = draw(generator, **known)
     for process in thinker_processes():
         process.kill()
@@ -226,3 +197,36 @@ def test_dead_thinker_is_an_error_and_comes_back(generator):
         except GenerationError:
             assert time.monotonic() < deadline, "it was not started again"
             time.sleep(2)
+
+
+def test_restarted_parts_write_the_same_bytes(generator, golden, folder):
+    """A new worker, by the command line, and the thinker that was just started anew."""
+    fields = {"prompt": "a fox in the snow", "seed": 4, **SMALL}
+    [thinker] = thinker_processes()
+    words = thinker.cmdline()
+    port = words[words.index("--port") + 1]
+    picture = folder / "theirs.png"
+    _, scheduler_port, master_port = free_ports()
+    request = [
+        word
+        for name, value in fields.items()
+        for word in ("--" + name.replace("_", "-"), str(value))
+    ]
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "sglang_ext_gen", "generate"),
+            *(str(golden.checkpoint), *request, "--precision", "float32"),
+            *("--thinker-url", f"http://127.0.0.1:{port}", "--output", str(picture)),
+            *("--scheduler-port", str(scheduler_port)),
+            *("--master-port", str(master_port)),
+        ],
+        cwd=folder,
+        env=server_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    # Written by the first worker, from what the first thinker said.
+    assert picture.read_bytes() == (folder / "first.png").read_bytes()

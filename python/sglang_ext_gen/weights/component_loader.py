@@ -43,13 +43,17 @@ class StrictLoader(ComponentLoader):
         device = self.target_device(
             server_args.should_start_component_on_cpu(component_name)
         )
-        return self.build(Path(component_model_path), dtype, device)
+        path, config = Path(component_model_path), server_args.pipeline_config
+        return self.build(path, config, dtype, device)
 
-    def build(self, path: Path, dtype: torch.dtype, device: Any) -> nn.Module:
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: Any
+    ) -> nn.Module:
         """Build and fill the component.
 
         Args:
             path: What the pipeline resolved for it.
+            config: The pipeline config, with its loading options.
             dtype: Compute dtype.
             device: Where its weights go.
         """

@@ -222,6 +222,16 @@ def test_another_thinker_takes_over_and_they_share_the_work():
         assert len(one.bodies) == len(two.bodies) == 2
 
 
+def test_check_asks_every_thinker():
+    with (
+        serving(lambda body: (200, states())) as one,
+        serving(lambda body: (200, states(width=7))) as two,
+    ):
+        client(one.url).check()
+        with pytest.raises(ThinkerError, match="must be of one checkpoint"):
+            client(one.url, two.url).check()
+
+
 def test_all_reasons_are_told_when_none_answers():
     with (
         serving(lambda body: (500, b"first")) as one,

@@ -12,7 +12,6 @@ from sglang.multimodal_gen.runtime.loader.component_loaders.component_loader imp
     ComponentLoader,
 )
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
-from sglang.multimodal_gen.runtime.utils.precision import resolve_component_precision
 from transformers import AutoTokenizer
 
 from sglang_ext_gen.layers.fp8_linear import finalize_fp8_linears
@@ -35,11 +34,9 @@ from sglang_ext_gen.models.lance.weights import (
     VISION_FOLDER,
     VISION_RULES,
 )
+from sglang_ext_gen.weights.component_loader import LIBRARY, StrictLoader
 from sglang_ext_gen.weights.layout import read_tensors
 from sglang_ext_gen.weights.load import load_weights
-
-# What our pipeline names as the library of each component.
-LIBRARY = "sglang_ext_gen"
 
 
 def load_transformer(
@@ -110,39 +107,7 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
 
 
-class _StrictLoader(ComponentLoader):
-    """Takes precision and placement from SGLang, everything else from the folder."""
-
-    expected_library = LIBRARY
-    precision_key: str
-
-    def component_load_precision(
-        self, server_args: ServerArgs, component_name: str
-    ) -> str | None:
-        """Allow ``component_precisions`` for this component."""
-        return server_args.component_precisions.get(component_name)
-
-    def load_customized(
-        self, component_model_path: str, server_args: ServerArgs, component_name: str
-    ) -> Any:
-        """Load strictly, in the configured precision, to the chosen device."""
-        dtype = resolve_component_precision(server_args, component_name)
-        if dtype is None:
-            dtype = resolve_component_precision(server_args, self.precision_key)
-        assert dtype is not None, f"no precision for {component_name}"
-        device = self.target_device(
-            server_args.should_start_component_on_cpu(component_name)
-        )
-        path = Path(component_model_path)
-        return self.build(path, server_args.pipeline_config, dtype, device)
-
-    def build(
-        self, path: Path, config: Any, dtype: torch.dtype, device: torch.device
-    ) -> Any:
-        raise NotImplementedError
-
-
-class LanceTransformerLoader(_StrictLoader):
+class LanceTransformerLoader(StrictLoader):
     """Loads the decoder of one checkpoint directory."""
 
     precision_key = "transformer"
@@ -162,7 +127,7 @@ class LanceTransformerLoader(_StrictLoader):
         )
 
 
-class LanceVisionLoader(_StrictLoader):
+class LanceVisionLoader(StrictLoader):
     """Loads the vision tower that goes with one checkpoint directory."""
 
     precision_key = "image_encoder"
@@ -177,7 +142,7 @@ class LanceVisionLoader(_StrictLoader):
         return load_vision(files, files.named, source, dtype=dtype, device=device)
 
 
-class LanceVAELoader(_StrictLoader):
+class LanceVAELoader(StrictLoader):
     """Loads the VAE from the checkpoint root."""
 
     precision_key = "vae"

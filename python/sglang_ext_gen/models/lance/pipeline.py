@@ -20,7 +20,6 @@ from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import maybe_downloa
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance.layout import check_checkpoint, find_files
 from sglang_ext_gen.models.lance.loaders import (
-    LIBRARY,
     LanceTokenizerLoader,
     LanceTransformerLoader,
     LanceVAELoader,
@@ -36,6 +35,7 @@ from sglang_ext_gen.models.lance.stages import (
     LanceDenoisingStage,
 )
 from sglang_ext_gen.models.lance.tasks import Variant
+from sglang_ext_gen.weights.component_loader import LIBRARY
 
 _SHOWN_PROBLEMS = 5
 _CLASSES = {

@@ -184,7 +184,9 @@ class MingConditionEncoderLoader(StrictLoader):
 
     precision_key = "text_encoder"
 
-    def build(self, path: Path, dtype: torch.dtype, device: Any) -> nn.Module:
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: Any
+    ) -> nn.Module:
         """From the checkpoint's root."""
         return load_condition_encoder(MingFiles(path), dtype=dtype, device=device)
 
@@ -194,7 +196,9 @@ class MingGlyphEncoderLoader(StrictLoader):
 
     precision_key = "text_encoder"
 
-    def build(self, path: Path, dtype: torch.dtype, device: Any) -> nn.Module:
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: Any
+    ) -> nn.Module:
         """From the checkpoint's root, which has a ``byt5/``."""
         encoder = load_glyph_encoder(MingFiles(path), dtype=dtype, device=device)
         assert encoder is not None, "the pipeline leaves it out otherwise"
@@ -206,7 +210,9 @@ class MingTransformerLoader(StrictLoader):
 
     precision_key = "transformer"
 
-    def build(self, path: Path, dtype: torch.dtype, device: Any) -> nn.Module:
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: Any
+    ) -> nn.Module:
         """From the checkpoint's root."""
         return load_transformer(MingFiles(path), dtype=dtype, device=device)
 
@@ -216,6 +222,8 @@ class MingAutoencoderLoader(StrictLoader):
 
     precision_key = "vae"
 
-    def build(self, path: Path, dtype: torch.dtype, device: Any) -> nn.Module:
+    def build(
+        self, path: Path, config: Any, dtype: torch.dtype, device: Any
+    ) -> nn.Module:
         """From the checkpoint's root."""
         return load_vae(MingFiles(path), dtype=dtype, device=device)

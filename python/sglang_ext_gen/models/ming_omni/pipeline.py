@@ -147,7 +147,9 @@ class MingOmniImagePipeline(ComposedPipelineBase):
             self.files.bridge.img_gen_scales, self.files.thinker_width
         )
         timeout_s = MingImagePipelineConfig.of(server_args).thinker_timeout_s
-        return ThinkerClient(self.thinkers, expected, timeout_s)
+        client = ThinkerClient(self.thinkers, expected, timeout_s)
+        client.check()
+        return client
 
 
 def _find_thinkers(

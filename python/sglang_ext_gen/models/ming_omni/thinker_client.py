@@ -81,6 +81,9 @@ class ThinkerRequest:
         }
 
 
+_PROBE = ThinkerRequest("a dot")
+
+
 @dataclass(frozen=True)
 class ExpectedStates:
     """What a thinker of the same checkpoint sends.
@@ -271,17 +274,27 @@ class ThinkerClient:
             self._known.popitem(last=False)
         return [found[request.key] for request in requests]
 
+    def check(self) -> None:
+        """Ask every thinker once: whether it is of this checkpoint shows in an answer.
+
+        Raises:
+            ThinkerError: One is not, or does not answer.
+        """
+        for url in self._thinkers.addresses():
+            self._ask_at(url, _PROBE)
+
     def _ask(self, request: ThinkerRequest) -> QueryStates:
-        body = request.body()
         failures = []
         for url in self._thinkers.addresses():
             try:
-                answer = post_json(f"{url}/generate", body, self._timeout_s)
+                return self._ask_at(url, request)
             except ThinkerError as error:
                 failures.append(str(error))
-                continue
-            return self._expected.check(QueryStates.from_meta_info(_meta_info(answer)))
         raise ThinkerError("; ".join(failures))
+
+    def _ask_at(self, url: str, request: ThinkerRequest) -> QueryStates:
+        answer = post_json(f"{url}/generate", request.body(), self._timeout_s)
+        return self._expected.check(QueryStates.from_meta_info(_meta_info(answer)))
 
 
 def _info_or_none(url: str, deadline: float) -> Any:
