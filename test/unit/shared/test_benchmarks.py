@@ -54,7 +54,6 @@ def test_bench_loading() -> None:
     assert record["peak_beyond_bytes"] < 1.2 * record["shard_bytes"]
 
 
-@pytest.mark.unproven
 def test_bench_denoise() -> None:
     output, record = run("bench_denoise.py")
     assert {"hardware", "commit", "versions", "seed"} <= record.keys()
