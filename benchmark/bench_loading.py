@@ -66,11 +66,13 @@ class Sampler:
     def counted(
         self, weights: Iterable[tuple[str, Tensor]]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Pass tensors on; one is written when the next is asked for."""
+        """Pass tensors on, each counted as written from now on.
+
+        What is beyond grows until a shard is done, so its peak is seen after a write.
+        """
         for name, tensor in weights:
-            size = 0 if target_of(name) is None else tensor.nbytes
+            self.written += 0 if target_of(name) is None else tensor.nbytes
             yield name, tensor
-            self.written += size
 
     def _run(self) -> None:
         while not self._done.wait(SAMPLE_SECONDS):
