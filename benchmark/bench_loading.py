@@ -148,7 +148,9 @@ def load(checkpoint: Path) -> Sampler:
             max_total_tokens=512,
             mem_fraction_static=0.2,
         ),
-        one_batch.BenchArgs(batch_size=(1,), input_len=(8,), output_len=(2,)),
+        one_batch.BenchArgs(
+            batch_size=(1,), input_len=(8,), output_len=(2,), result_filename=""
+        ),
     )
     [sampler] = samplers
     return sampler
