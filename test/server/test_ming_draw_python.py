@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,13 @@ def generator(golden: Golden, folder: Path) -> Iterator[Any]:
 
 
 def thinker_processes() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "sglang.launch_server" in " ".join(process.cmdline())
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        # Some end while they are looked at.
+        with suppress(psutil.NoSuchProcess):
+            if "sglang.launch_server" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def draw(generator: Any, **fields: Any) -> list[np.ndarray]:
