@@ -33,10 +33,7 @@ arithmetic on a CPU, and stock also pays for dequantising each weight in each st
 import argparse
 import itertools
 import json
-import math
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -46,7 +43,7 @@ from pathlib import Path
 
 import numpy as np
 from denoise_protocol import Message, Side, SideError
-from PIL import Image
+from reporting import commit, decibels, hardware, tell
 
 from sglang_ext_gen.models.ideogram4.request import PRESETS, plan_denoising
 
@@ -81,7 +78,7 @@ class Case:
 
 LONG, SHORT = ("V4_DEFAULT_20", "V4_FAST_20"), ("V4_TURBO_12", "V4_INSTANT_8")
 CASES = (Case("tiny", 256, LONG, rounds=3), Case("mid-size", 512, SHORT, rounds=2))
-CI_CASES = (Case("tiny", 256, SHORT, rounds=2),)
+CI_CASES = (Case("tiny", 256, SHORT, rounds=1),)
 
 
 @dataclass(frozen=True)
@@ -167,10 +164,6 @@ def measure(
     ]
 
 
-def tell(progress: str) -> None:
-    print(progress, file=sys.stderr, flush=True)
-
-
 def make_checkpoint(case: Case, given: Path | None, folder: Path) -> Path:
     """A checkpoint in a folder whose name stock SGLang recognises."""
     path = folder / "ideogram-4-fp8-benchmark"
@@ -194,7 +187,10 @@ def start_sides(
         "OMP_NUM_THREADS": str(max(args.threads) or os.cpu_count()),
     }
     sglang = [sys.executable, str(HERE / "denoise_sglang.py")]
-    options = {"model": str(model), "precision": args.precision, "load_options": {}}
+    options = {
+        **{"model": str(model), "precision": args.precision, "load_options": {}},
+        "transformers": ["transformer", "unconditional_transformer"],
+    }
     ours = {**options, "load_options": {"fp8_mode": args.fp8_mode}}
     no_plugins = {"SGLANG_PLUGINS": ","}  # an empty string would mean all of them
     sides = [
@@ -218,21 +214,19 @@ def compare_pictures(
     for preset in case.presets:
         for side in sides:
             run(side, case, preset, threads, folder)
-        ours, *others = (read(picture(side, preset, folder)) for side in sides)
+        ours, *others = (picture(side, preset, folder) for side in sides)
         for side, other in zip(sides[1:], others, strict=True):
-            error = float(np.mean((ours - other) ** 2)) / 255**2
-            # Equal pictures count as 100 dB: JSON has no infinity.
-            psnr[preset, side.name] = round(-10 * math.log10(max(error, 1e-10)), 1)
+            psnr[preset, side.name] = decibels(ours, other)
     return psnr
 
 
 def run(side: Side, case: Case, preset: str, threads: int, folder: Path) -> Message:
     """One picture on one side."""
     request = {
-        "prompt": PROMPT,
-        "size": case.size,
-        "seed": SEED,
-        "preset": preset,
+        "fields": {
+            **{"prompt": PROMPT, "width": case.size, "height": case.size},
+            **{"seed": SEED, "preset": preset},
+        },
         "plan": asdict(plan_denoising(preset)),
         "threads": threads,
         "picture": str(picture(side, preset, folder)),
@@ -242,11 +236,6 @@ def run(side: Side, case: Case, preset: str, threads: int, folder: Path) -> Mess
 
 def picture(side: Side, preset: str, folder: Path) -> Path:
     return folder / f"{side.name}-{preset}.png"
-
-
-def read(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"), dtype=np.float64)
 
 
 def timing_of(
@@ -368,33 +357,6 @@ def record(
         "timings": [asdict(timing) for timing in timings],
         "memories": [asdict(memory) for memory in memories],
     }
-
-
-def hardware() -> str:
-    """The GPU, or the processor and its cores."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        info = Path("/proc/cpuinfo").read_text("utf-8")
-        names = [line for line in info.splitlines() if line.startswith("model name")]
-        name = names[0].partition(":")[2].strip()
-    except (OSError, IndexError):
-        name = platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def commit() -> str:
-    """Commit of the checkout, with ``-dirty`` when files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        found = subprocess.run(
-            command, cwd=HERE, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -66,17 +66,17 @@ def run(pipeline: Any, request: Message) -> Message:
     has_cuda = torch.cuda.is_available()
     if request["threads"]:
         torch.set_num_threads(request["threads"])
-    plan = request["plan"]
+    plan, fields = request["plan"], request["fields"]
     picture = pipeline(
-        request["prompt"],
-        height=request["size"],
-        width=request["size"],
+        fields["prompt"],
+        height=fields["height"],
+        width=fields["width"],
         num_inference_steps=len(plan["guidance"]),
         guidance_schedule=plan["guidance"],
         mu=plan["mu"],
         std=plan["std"],
-        max_sequence_length=num_tokens(pipeline.tokenizer, request["prompt"]),
-        generator=torch.Generator("cpu").manual_seed(request["seed"]),
+        max_sequence_length=num_tokens(pipeline.tokenizer, fields["prompt"]),
+        generator=torch.Generator("cpu").manual_seed(fields["seed"]),
     ).images[0]
     picture.save(request["picture"])
     params = [

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ``bench_denoise.py`` talks to the programs that it compares.
+"""How a benchmark of denoising talks to the programs that it compares.
 
 Each side is one process that holds the loaded model: one JSON object a line goes in on
 stdin, one comes back. All sides are alive at once and answer in turns, so that a noisy
 machine disturbs them alike. Needs the standard library only, because one side may run
 under another interpreter.
 
-Steps are timed alike on all sides: from one call of the conditional transformer, which
-every side calls once a step, to the next. The last step of a picture is not counted.
+Steps are timed alike on all sides, by the calls of the transformer: see ``StepClock``.
 """
 
 import itertools
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 Message = dict[str, Any]
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _LOG_TAIL = 3000  # characters of a failed side's log to show
 
 
@@ -121,25 +121,71 @@ class StepClock:
 
     def __init__(self, module: Any, synchronize: Callable[[], object]) -> None:
         self._synchronize = synchronize
-        self._calls: list[tuple[float, float]] = []
-        module.register_forward_pre_hook(self._note)
+        self._starts: list[tuple[float, float]] = []
+        self._end = (0.0, 0.0)
+        module.register_forward_pre_hook(self._note_start)
+        module.register_forward_hook(self._note_end)
 
     def take(self) -> Message:
-        """Milliseconds of each step since the last ``take``.
+        """Milliseconds since the last ``take``.
 
-        ``step_ms`` by the wall clock; ``step_cpu_ms`` of CPU time in all threads, which
-        other programs on the machine disturb less.
+        ``step_ms`` of each step but the last, from one call to the next, where a step
+        is one call; ``loop_ms`` from the start of the first call to the end of the
+        last, however many a step takes. By the wall clock; ``..._cpu_ms`` in CPU time
+        of all threads, which other programs on the machine disturb less.
         """
         wall, cpu = (
             [1000 * (b - a) for a, b in itertools.pairwise(times)]
-            for times in zip(*self._calls, strict=True)
+            for times in zip(*self._starts, strict=True)
         )
-        self._calls.clear()
-        return {"step_ms": wall, "step_cpu_ms": cpu}
+        loop, loop_cpu = (
+            1000 * (end - start)
+            for start, end in zip(self._starts[0], self._end, strict=True)
+        )
+        calls = len(self._starts)
+        self._starts.clear()
+        return {
+            **{"step_ms": wall, "step_cpu_ms": cpu, "calls": calls},
+            **{"loop_ms": loop, "loop_cpu_ms": loop_cpu},
+        }
 
-    def _note(self, *_: object) -> None:
+    def _note_start(self, *_: object) -> None:
+        self._starts.append(self._now())
+
+    def _note_end(self, *_: object) -> None:
+        self._end = self._now()
+
+    def _now(self) -> tuple[float, float]:
         self._synchronize()
-        self._calls.append((time.perf_counter(), time.process_time()))
+        return time.perf_counter(), time.process_time()
+
+
+class LoadingMemory:
+    """Resident memory of this process while something is loaded, MiB.
+
+    Linux forgets a process's highest RSS when it is told to, so that imports before do
+    not hide what loading takes.
+    """
+
+    def __init__(self) -> None:
+        _CLEAR_REFS.write_text("5")
+        self.before_mib = _status_mib("VmRSS")
+
+    def finish(self) -> Message:
+        """``before_mib``, ``peak_mib`` and ``after_mib``."""
+        return {
+            "before_mib": self.before_mib,
+            "peak_mib": _status_mib("VmHWM"),
+            "after_mib": _status_mib("VmRSS"),
+        }
+
+
+def _status_mib(name: str) -> float:
+    """A figure of ``/proc/self/status``."""
+    for line in _STATUS.read_text("ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"{_STATUS} has no {name}")
 
 
 def peak_rss_mib() -> float:

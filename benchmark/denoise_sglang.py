@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two sides of ``bench_denoise.py``: SGLang with this package, and stock SGLang.
+"""Two sides of a benchmark of denoising: SGLang with this package, and stock SGLang.
 
-Which of the two it is depends on the environment alone (``SGLANG_PLUGINS``). SGLang's
-own worker runs in this process, without its scheduler and HTTP server, so that times
-and memory are those of the model.
+Which of the two it is depends on the environment alone (``SGLANG_PLUGINS``, or
+``SGLANG_EXT_GEN_DISABLE``). SGLang's own worker runs in this process, without its
+scheduler and HTTP server, so that times and memory are those of the model.
 """
 
 import importlib.util
@@ -15,22 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from denoise_protocol import Message, StepClock, peak_rss_mib, serve
+from denoise_protocol import (
+    LoadingMemory,
+    Message,
+    StepClock,
+    peak_rss_mib,
+    serve,
+)
 from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
-from sglang.multimodal_gen.runtime.entrypoints.utils import prepare_request
+from sglang.multimodal_gen.runtime.entrypoints.utils import (
+    expand_request_outputs,
+    prepare_request,
+)
 from sglang.multimodal_gen.runtime.managers.gpu_worker import GPUWorker
 from sglang.multimodal_gen.runtime.platforms.plugins import apply_plugin_hooks
 from sglang.multimodal_gen.runtime.server_args import ServerArgs, set_global_server_args
-
-TRANSFORMERS = ("transformer", "unconditional_transformer")
 
 
 def load(options: Message) -> tuple[Message, Callable[[Message], Message]]:
     """Load the checkpoint.
 
     Args:
-        options: ``model``, ``precision`` ("bf16" or "fp32") and ``load_options``,
-            fields of the pipeline config.
+        options: ``model``, ``precision`` ("bf16" or "fp32"), ``load_options`` (fields
+            of the pipeline config) and ``transformers`` (components, the conditional
+            one first).
     """
     rss_before = peak_rss_mib()
     let_stock_run_without_cuda()
@@ -46,55 +54,57 @@ def load(options: Message) -> tuple[Message, Callable[[Message], Message]]:
         **options["load_options"],
     )
     set_global_server_args(server_args)
+    memory = LoadingMemory()
     worker = GPUWorker(0, 0, server_args.master_port, server_args)
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else bool
-    clock = StepClock(worker.pipeline.get_module("transformer"), synchronize)
+    loading = memory.finish()
+    components = options["transformers"]
+    clock = StepClock(worker.pipeline.get_module(components[0]), synchronize)
 
     def answer(request: Message) -> Message:
-        return {**run(worker, server_args, request), **clock.take()}
+        answer = {**run(worker, server_args, request), **clock.take()}
+        return {**answer, **weight_bytes(worker.pipeline, components)}
 
     pipeline = type(worker.pipeline)
     description = {
         "pipeline": f"{pipeline.__module__}.{pipeline.__name__}",
         "rss_before_loading_mib": rss_before,
+        "loading": loading,
     }
     return description, answer
 
 
 def run(worker: Any, server_args: ServerArgs, request: Message) -> Message:
-    """Make one picture and report what it cost."""
+    """Answer one request and report what it cost."""
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     picture = Path(request["picture"])
     params = SamplingParams.from_user_sampling_params_args(
         server_args.model_path,
         server_args=server_args,
-        prompt=request["prompt"],
-        width=request["size"],
-        height=request["size"],
-        seed=request["seed"],
-        preset=request["preset"],
+        **request["fields"],
         generator_device="cpu",
         output_path=str(picture.parent),
         output_file_name=picture.name,
         return_file_paths_only=True,
     )
-    output = worker.execute_forward([prepare_request(server_args, params)])
+    batch = prepare_request(server_args, params)
+    output = worker.execute_forward(expand_request_outputs(batch))
     if output.error:
         raise RuntimeError(output.error)
     has_cuda = torch.cuda.is_available()
     return {
         "peak_rss_mib": peak_rss_mib(),
         "peak_cuda_mib": torch.cuda.max_memory_allocated() / 2**20 if has_cuda else 0,
-        **weight_bytes(worker.pipeline),
+        "pictures": output.output_file_paths,
     }
 
 
-def weight_bytes(pipeline: Any) -> Message:
-    """Bytes of both transformers' parameters, now and if all were bf16."""
+def weight_bytes(pipeline: Any, components: list[str]) -> Message:
+    """Bytes of the transformers' parameters, now and if all were bf16."""
     params = [
         (name, param)
-        for component in TRANSFORMERS
+        for component in components
         for name, param in pipeline.get_module(component).named_parameters()
     ]
     return {

@@ -87,29 +87,31 @@ class _Caller:
     def __init__(self, server_args: Any) -> None:
         self.server_args = server_args
 
-    def _resolve_image_paths_per_prompt(self, prompts: Any, paths: Any) -> Any:
-        from sglang.multimodal_gen import DiffGenerator
-
-        return DiffGenerator._resolve_image_paths_per_prompt(prompts, paths)
-
 
 def load_pipeline(checkpoint: Path, **options: Any) -> LoadedPipeline:
-    """Build the pipeline that this package has for a checkpoint."""
+    """Build the pipeline that SGLang, with our hooks, has for a checkpoint."""
+    from sglang.multimodal_gen.registry import get_model_info
     from sglang.multimodal_gen.runtime.server_args import (
         ServerArgs,
         set_global_server_args,
     )
 
-    from sglang_ext_gen.registry import family_of, resolve
-
     server_args = ServerArgs.from_kwargs(
         model_path=str(checkpoint), output_path=None, **{**FLOAT32, **options}
     )
     set_global_server_args(server_args)
-    family = family_of(checkpoint)
-    assert family is not None
-    pipeline = resolve(family.pipeline)(str(checkpoint), server_args)
+    model_info = get_model_info(str(checkpoint))
+    assert model_info is not None
+    pipeline = model_info.pipeline_cls(str(checkpoint), server_args)
     return LoadedPipeline(pipeline, server_args)
+
+
+def reference_pipeline(name: str, checkpoint: Path) -> Any:
+    """A pipeline of diffusers in float32."""
+    import diffusers
+
+    pipeline = getattr(diffusers, name)
+    return pipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
 
 
 def decibels(image: torch.Tensor, reference: torch.Tensor) -> float:

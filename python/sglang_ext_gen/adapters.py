@@ -57,7 +57,7 @@ async def handle_lora_request(
     return {**answer, "adapters": _entries(status, request.lora_nickname)}
 
 
-def _entries(status: dict[str, Any], names: str | list[str]) -> list[dict[str, Any]]:
+def _entries(status: Any, names: str | list[str]) -> list[dict[str, Any]]:
     """The loaded adapters of these names, in their order."""
     loaded = {entry["nickname"]: entry for entry in status["loaded_adapters"]}
     return [loaded[name] for name in ([names] if isinstance(names, str) else names)]

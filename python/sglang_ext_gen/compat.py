@@ -89,6 +89,7 @@ STOCK: dict[str, dict[str, str]] = {
         "RoleType.ENCODER": "",
     },
     f"{_RUN}.distributed": {
+        "get_sp_parallel_rank": "",
         "get_sp_world_size": "",
         "get_local_torch_device": "",
         "tensor_model_parallel_all_reduce": "",
@@ -226,7 +227,7 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.utils.argparse": {"FlexibleArgumentParser": "", "StoreBoolean": ""},
     f"{_RUN}.utils.hf_diffusers_utils": {
         "maybe_download_lora": "model_name_or_path weight_name",
-        "maybe_download_model": "force_diffusers_model",
+        "maybe_download_model": "force_diffusers_model revision",
     },
     f"{_RUN}.utils.logging_utils": {"init_logger": ""},
     f"{_RUN}.utils.perf_logger": {

@@ -104,17 +104,17 @@ def _build_requests(
         given["prompt"] = generator._resolve_prompts(None, path)
     if given.get("prompt") is None:
         raise RequestError("prompt", "missing, expected a text or a list of texts")
-    params = SamplingParams.from_user_sampling_params_args(
-        generator.server_args.model_path, server_args=generator.server_args, **given
-    )
     prompts = _as_list(given["prompt"])
     if len(prompts) > 1 and given.get("output_file_name") is not None:
         raise RequestError(
             "output_file_name", "one name given for several prompts; leave it out"
         )
-    images = generator._resolve_image_paths_per_prompt(prompts, params.image_path)
+    images = _images_of_each(prompts, given.get("image_path"))
+    params = _checked_params(generator, given, images[0])
     requests: list[Req] = []
     for index, (prompt, image_path) in enumerate(zip(prompts, images, strict=True)):
+        if index > 0 and image_path != images[index - 1]:
+            params = _checked_params(generator, given, image_path)
         prompt_params = _replace_sampling_params_for_prompt(
             params,
             prompt=prompt,
@@ -122,7 +122,7 @@ def _build_requests(
             image_path=image_path,
         )
         prompt_params._set_output_file_name()
-        prompt_params.request_id = params.request_id or generate_request_id()
+        prompt_params.request_id = given.get("request_id") or generate_request_id()
         request = prepare_request(
             server_args=generator.server_args,
             sampling_params=prompt_params,
@@ -134,11 +134,50 @@ def _build_requests(
     return requests
 
 
-def _as_list(prompt: str | Sequence[str]) -> list[str]:
+def _checked_params(
+    generator: DiffGenerator, given: dict[str, Any], image_path: Any
+) -> SamplingParams:
+    """SGLang's params of a request with these source pictures."""
+    own = {} if image_path is None else {"image_path": image_path}
+    return SamplingParams.from_user_sampling_params_args(
+        generator.server_args.model_path,
+        server_args=generator.server_args,
+        **{**given, **own},
+    )
+
+
+def _as_list(prompt: Any) -> list[str]:
+    if not isinstance(prompt, (str, list, tuple)):
+        kind = type(prompt).__name__
+        raise RequestError("prompt", f"a {kind} given, expected a text or a list")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise RequestError("prompt", "an empty list given, expected at least one text")
     return prompts
+
+
+def _images_of_each(prompts: list[str], given: Any) -> list[Any]:
+    """The source pictures of each prompt.
+
+    Args:
+        prompts: The prompts.
+        given: Pictures for a single prompt. For several prompts as in stock: one
+            picture that all share, or one for each; here also a list for each.
+    """
+    lists: Sequence[Any] = given if isinstance(given, (list, tuple)) else []
+    if any(isinstance(item, (list, tuple)) for item in lists):
+        if len(lists) != len(prompts):
+            raise RequestError(
+                "image_path", f"{len(lists)} lists given for {len(prompts)} prompts"
+            )
+        return [
+            list(item) if isinstance(item, (list, tuple)) else [item] for item in lists
+        ]
+    try:
+        paths = list(given) if isinstance(given, tuple) else given
+        return DiffGenerator._resolve_image_paths_per_prompt(prompts, paths)
+    except ValueError as error:
+        raise RequestError("image_path", str(error)) from error
 
 
 def _collect_samples(

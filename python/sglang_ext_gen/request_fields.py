@@ -8,13 +8,47 @@ may contain. Nothing here imports torch or SGLang.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from sglang_ext_gen.errors import RequestError
 
 Kind = Literal["int", "float", "str", "bool", "floats", "strs"]
+
+# Fields of SGLang's SamplingParams that its runtime serves for any picture model:
+# where results go, what is returned and measured, how a request travels and is shared.
+SERVED_BY_SGLANG = frozenset(
+    {
+        "adjust_frames",
+        "data_type",
+        "debug",
+        "enable_sequence_shard",
+        "enable_upscaling",
+        "generator_device",
+        "no_override_protected_fields",
+        "num_profiled_timesteps",
+        "output_compression",
+        "output_file_name",
+        "output_path",
+        "output_quality",
+        "perf_dump_path",
+        "profile",
+        "profile_all_stages",
+        "prompt_path",
+        "quality",
+        "request_id",
+        "return_file_paths_only",
+        "return_frames",
+        "return_image_bytes",
+        "return_trajectory_latents",
+        "save_output",
+        "suppress_logs",
+        "task_type",
+        "upscaling_model_path",
+        "upscaling_scale",
+    }
+)
 
 _EXPECTED = {
     "int": "an integer",
@@ -92,6 +126,8 @@ class RequestField:
         if self.kind in ("str", "strs"):
             if not isinstance(item, str):
                 raise self._refuse(value)
+            if not _is_unicode(item):
+                raise RequestError(self.name, "has an escaped surrogate without a pair")
             self._check_length(value, len(item), "characters")
             if self.choices and item not in self.choices:
                 raise self._refuse(value)
@@ -128,6 +164,15 @@ class RequestField:
         return RequestError(self.name, f"{shown} given, expected {self.allowed()}")
 
 
+def _is_unicode(text: str) -> bool:
+    """False for a lone surrogate, which is a Python string but no text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_finite(number: int | float) -> bool:
     try:
         return math.isfinite(number)
@@ -140,6 +185,58 @@ def _plain(number: float) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
+# Fields that mean the same for every family that makes pictures.
+NUM_OUTPUTS = RequestField(
+    "num_outputs_per_prompt",
+    "int",
+    "Pictures per prompt, with seeds seed, seed + 1, ...",
+    minimum=1,
+    maximum=10,
+)
+SEED = RequestField(
+    "seed", "int", "Seed of the first picture.", minimum=0, maximum=2**53 - 1
+)
+
+
+def check_given(
+    known: Iterable[RequestField], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Check each field of ``known`` that is given.
+
+    Args:
+        known: A family's fields.
+        values: By name; None means not given. Other names are not looked at.
+
+    Returns:
+        The given fields in their own types.
+
+    Raises:
+        RequestError: Names the first field that cannot be used, its value and what
+            is allowed.
+    """
+    return {
+        field.name: field.check(values[field.name])
+        for field in known
+        if values.get(field.name) is not None
+    }
+
+
+def check_prompt(prompt: str | Sequence[str] | None) -> None:
+    """Refuse a prompt, or a list of them, without text or with broken Unicode.
+
+    Raises:
+        RequestError: For field ``prompt``.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not prompts or not all(text.strip() for text in prompts):
+        raise RequestError("prompt", "missing or empty, expected a text to draw")
+    for text in prompts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError("prompt", f"no valid Unicode text: {error}") from error
+
+
 def refuse_unknown_fields(given: Iterable[str], known: Iterable[str]) -> None:
     """Raise for the first name in ``given`` that is not in ``known``.
 
@@ -150,3 +247,24 @@ def refuse_unknown_fields(given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in names:
             raise RequestError(name, f"unknown field; known fields: {', '.join(names)}")
+
+
+def refuse_unused_fields(params: Any, used: Collection[str], title: str) -> None:
+    """Raise for the first field of a dataclass that is set and would be ignored.
+
+    Ignoring it would give another result than the user expects.
+
+    Args:
+        params: SGLang's ``SamplingParams`` of a family.
+        used: Names of the fields that something reads.
+        title: Name of the family for people.
+
+    Raises:
+        RequestError: Names the field.
+    """
+    for field in fields(params):
+        factory = field.default_factory
+        default = field.default if factory is MISSING else factory()
+        value = getattr(params, field.name)
+        if field.name not in used and value is not None and value != default:
+            raise RequestError(field.name, f"not supported by {title}")

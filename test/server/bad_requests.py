@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that a server must refuse, as one table.
+"""Requests that a server must refuse, as one table a family.
 
-``IDEOGRAM4`` holds every case for ``POST /v1/images/generations`` of Ideogram 4 and
-the routes beside it. A case says what is sent and which field the answer must name.
+``IDEOGRAM4`` and ``QWEN_IMAGE`` hold every case for ``POST /v1/images/generations`` and
+the routes beside it; what is wrong for any family is in both. A case says what is sent
+and which field the answer must name.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +25,10 @@ GOOD: dict[str, Any] = {
     "num_inference_steps": 2,
     "output_format": "png",
     "response_format": "b64_json",
+}
+QWEN_IMAGE_GOOD: dict[str, Any] = {
+    **{name: value for name, value in GOOD.items() if name != "preset"},
+    "size": "128x128",
 }
 
 
@@ -51,13 +57,11 @@ class BadRequest:
     headers: dict[str, str] = field(default_factory=lambda: JSON)
 
 
-def changed(param: str | None, word: str = "", status: int = 400, **fields: Any):
+def changed(good: dict[str, Any], param: str, **fields: Any) -> BadRequest:
     """The good request with other values; ``...`` takes a field away."""
-    body = {k: v for k, v in {**GOOD, **fields}.items() if v is not ...}
+    body = {k: v for k, v in {**good, **fields}.items() if v is not ...}
     shown = ", ".join(f"{name}={_brief(value)}" for name, value in fields.items())
-    return BadRequest(
-        shown, json.dumps(body).encode(), param, word or param or "", status
-    )
+    return BadRequest(shown, json.dumps(body).encode(), param, param)
 
 
 def _brief(value: Any) -> str:
@@ -70,16 +74,15 @@ def raw(name: str, content: bytes, word: str, status: int = 400, **other: Any):
     return BadRequest(name, content, word=word, status=status, **other)
 
 
-# Every value of a field that must be refused in that field's name.
+# Values that no family takes, to be refused in that field's name.
 VALUES: dict[str, tuple[Any, ...]] = {
     "prompt": (
         *(..., None, "", "   ", 3, True, ["ok"], {"text": "ok"}),
-        *("x" * 70_000, "many words " * 2500, "\udcff"),
+        *("x" * 70_000, "\udcff"),
     ),
     "size": (
         *("0", "-1", "17", "4096", "abc", "256x", "x256", "256x256x256", "0x0"),
-        *("-256x256", "255x256", "3000x256", "4096x4096", "256.5x256", "16x16"),
-        *("2048x256", 256, [256, 256]),
+        *("-256x256", "255x256", "256.5x256", "16x16", 256, [256, 256]),
     ),
     "n": (0, -1, 11, 10**6, 1.5, "2", True, [1]),
     "seed": (-1, 1.5, 2**80, 10**400, "7", True, [1, 2], float("inf")),
@@ -87,14 +90,6 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (
         *(float("nan"), float("inf"), float("-inf"), -1, 1e9, "high", [7.0], {}),
     ),
-    "guidance_schedule": (
-        *([], [1.0], [1.0] * 3, [1.0] * 500, 7.0, "7,7", [1.0, "x"], [1.0, -2]),
-        *([1.0, float("nan")], [[1.0, 1.0]]),
-    ),
-    "preset": ("V5", "", "v4_default_20", 4, ["V4_FAST_20"]),
-    "mu": ("x", float("nan"), 1e6),
-    "std": (0, -1, "x", float("inf")),
-    "negative_prompt": ("blurry", 3),
     "model": (3, ["a"], "m" * 1000),
     "generator_device": ("../etc", 0),
     "response_format": ("png", "B64_JSON", 1),
@@ -105,6 +100,37 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "user": (5,),
     "extra_body": ("text", [1]),
 }
+IDEOGRAM4_VALUES: dict[str, tuple[Any, ...]] = {
+    "prompt": ("many words " * 2500,),
+    "size": ("3000x256", "4096x4096", "2048x256"),
+    "guidance_schedule": (
+        *([], [1.0], [1.0] * 3, [1.0] * 500, 7.0, "7,7", [1.0, "x"], [1.0, -2]),
+        *([1.0, float("nan")], [[1.0, 1.0]]),
+    ),
+    "preset": ("V5", "", "v4_default_20", 4, ["V4_FAST_20"]),
+    "mu": ("x", float("nan"), 1e6),
+    "std": (0, -1, "x", float("inf")),
+    "negative_prompt": ("blurry", 3),
+    "true_cfg_scale": (3,),
+}
+QWEN_IMAGE_VALUES: dict[str, tuple[Any, ...]] = {
+    "size": ("8192x128", "129x128", "112x128"),
+    "num_inference_steps": (1, 201),
+    "guidance_scale": (0.5,),
+    "true_cfg_scale": (0.5, 101, float("nan"), "high", [4.0], True),
+    "negative_prompt": (3, ["a"], "x" * 70_000),
+    "sigmas": (
+        *([], [0.5], [0.5, 1.0], [1.0, 1.0], [1.0, 0.5, 0.2], [1.0, 0.0], [2.0, 1.0]),
+        *("fast", 1.0, [1.0, "x"], [1.0, float("nan")], [[1.0, 0.5]], [0.5] * 300),
+    ),
+    "max_sequence_length": (0, 1025, 1.5, "long"),
+    # Of edits, and of Python.
+    "reference_pixels": (65536,),
+    "latents": ([0.0],),
+    "image": ("http://127.0.0.1/a.png",),
+    "url": ("http://127.0.0.1/a.png",),
+    "preset": ("V4_FAST_20",),
+}
 
 # Names that mean nothing here. Stock takes or ignores each of them.
 UNKNOWN: dict[str, Any] = {
@@ -114,7 +140,6 @@ UNKNOWN: dict[str, Any] = {
     "stream": True,
     "style": "vivid",
     "task_type": "T2I",
-    "true_cfg_scale": 3,
     "perf_dump_path": "/tmp/dump.json",
     "output_path": "/tmp",
     "output_file_name": "../../escape.png",
@@ -134,23 +159,30 @@ _EDIT = (
     b'--b\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
     b"not a picture\r\n--b--\r\n"
 )
+
+
+def refused_fields(
+    good: dict[str, Any], *tables: dict[str, tuple[Any, ...]]
+) -> Iterator[BadRequest]:
+    """Every value of the tables, and what is unknown or contradicts itself."""
+    for table in tables:
+        for name, values in table.items():
+            yield from (changed(good, name, **{name: value}) for value in values)
+    for name, value in UNKNOWN.items():
+        yield changed(good, name, **{name: value})
+    yield changed(good, "width", size=..., width=256)
+    yield changed(good, "height", size=..., width=256, height=17)
+    yield changed(good, "size", width=256, height=256)
+    yield changed(good, "seed", extra_body={"seed": 8})
+    yield changed(good, "steps", extra_body={"steps": 8})
+    yield changed(good, "perf_dump_path", extra_args={"perf_dump_path": "/tmp/a"})
+    yield changed(good, "preset", preset=..., extra_params={"preset": "V5"})
+
+
 _GOOD_BYTES = json.dumps(GOOD).encode()
 
-IDEOGRAM4: tuple[BadRequest, ...] = (
-    *(
-        changed(name, **{name: value})
-        for name, values in VALUES.items()
-        for value in values
-    ),
-    *(changed(name, **{name: value}) for name, value in UNKNOWN.items()),
-    changed("width", size=..., width=256),
-    changed("height", size=..., width=256, height=17),
-    changed("size", width=256, height=256),
-    changed("guidance_schedule", guidance_scale=2, guidance_schedule=[1.0, 1.0]),
-    changed("seed", extra_body={"seed": 8}),
-    changed("steps", extra_body={"steps": 8}),
-    changed("perf_dump_path", extra_args={"perf_dump_path": "/tmp/dump.json"}),
-    changed("preset", preset=..., extra_params={"preset": "V5"}),
+# What is no image request at all.
+RAW: tuple[BadRequest, ...] = (
     raw("empty body", b"", "JSON"),
     raw("truncated", _GOOD_BYTES[:-20], "JSON"),
     raw("two objects", _GOOD_BYTES * 2, "JSON"),
@@ -217,4 +249,15 @@ IDEOGRAM4: tuple[BadRequest, ...] = (
         method="GET",
         path="/v1/models/other",
     ),
+)
+
+IDEOGRAM4: tuple[BadRequest, ...] = (
+    *refused_fields(GOOD, VALUES, IDEOGRAM4_VALUES),
+    changed(GOOD, "guidance_schedule", guidance_scale=2, guidance_schedule=[1.0, 1.0]),
+    *RAW,
+)
+QWEN_IMAGE: tuple[BadRequest, ...] = (
+    *refused_fields(QWEN_IMAGE_GOOD, VALUES, QWEN_IMAGE_VALUES),
+    changed(QWEN_IMAGE_GOOD, "guidance_scale", guidance_scale=3, true_cfg_scale=4),
+    *RAW,
 )

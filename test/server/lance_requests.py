@@ -45,9 +45,10 @@ def write_video(frames: Sequence[Image.Image], file: Path, fps: int = 12) -> Pat
 def video_bytes(num_frames: int) -> bytes:
     """A small black video."""
     stream = io.BytesIO()
-    with av.open(stream, "w", format="mp4") as container:
+    with av.open(stream, "w", format="avi") as container:
         track = container.add_stream("mpeg4", rate=24)
         track.width, track.height = 32, 32
+        container.start_encoding()  # writes a header even without frames
         frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), "uint8"), "rgb24")
         for _ in range(num_frames):
             container.mux(track.encode(frame))

@@ -55,9 +55,8 @@ def main(rank: int, master_port: int, folder: Path) -> None:
             **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
             **{"WORLD_SIZE": str(world_size)},
         }
-        maybe_init_distributed_environment_and_model_parallel(
-            **{"tp_size": 1, "sp_size": 1, **degrees}
-        )
+        sizes: dict[str, Any] = {"tp_size": 1, "sp_size": 1, **degrees}
+        maybe_init_distributed_environment_and_model_parallel(**sizes)
         draw(folder / f"{mode}.safetensors", rank, world_size, options)
         cleanup_dist_env_and_memory()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real ``sglang serve`` processes for tests: start, wait, stop, leave none behind."""
+"""Real SGLang processes for tests: start, wait, stop, leave none behind."""
 
 import os
 import signal
@@ -11,9 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
+
+if TYPE_CHECKING:
+    from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
+        DiffGenerator,
+    )
 
 # Starting takes a minute of CPU time on two processes; the machine may be busy.
 START_SECONDS = 900
@@ -66,7 +72,11 @@ class Server:
 
 @contextmanager
 def serving(
-    model: Path, folder: Path, *flags: str, **environment: str
+    model: Path,
+    folder: Path,
+    *flags: str,
+    program: str = "sglang",
+    **environment: str,
 ) -> Iterator[Server]:
     """Run ``sglang serve MODEL`` in ``folder`` until the end of the block.
 
@@ -74,6 +84,7 @@ def serving(
         model: Checkpoint directory.
         folder: Working directory, made when missing; the log is kept in it.
         flags: Further arguments of ``sglang serve``.
+        program: ``sglang``, or ours, whose ``serve`` takes the same arguments.
         environment: Further environment variables.
 
     Raises:
@@ -82,7 +93,7 @@ def serving(
     """
     http_port, scheduler_port, master_port = free_ports()
     command = [
-        *(sglang_command(), "serve", str(model)),
+        *(sglang_command(program), "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(http_port), "--strict-ports", "true"),
         *("--scheduler-port", str(scheduler_port), "--master-port", str(master_port)),
         # The tests of a small machine need the core that an idle server would take.
@@ -93,9 +104,9 @@ def serving(
         yield server
 
 
-def sglang_command() -> str:
-    """SGLang's console command of this environment."""
-    return str(Path(sys.executable).with_name("sglang"))
+def sglang_command(program: str = "sglang") -> str:
+    """A console command of this environment: SGLang's, or ours."""
+    return str(Path(sys.executable).with_name(program))
 
 
 @contextmanager
@@ -124,6 +135,28 @@ def running(
         yield server
     finally:
         stop(server)
+
+
+@contextmanager
+def float32_generator(model: Path, **server_args: Any) -> Iterator["DiffGenerator"]:
+    """A ``DiffGenerator`` that computes in float32, with ports of its own."""
+    from sglang.multimodal_gen import DiffGenerator
+
+    _, scheduler_port, master_port = free_ports()
+    generator = DiffGenerator.from_pretrained(
+        model_path=str(model),
+        backend="sglang",
+        dit_precision="fp32",
+        vae_precision="fp32",
+        scheduler_port=scheduler_port,
+        master_port=master_port,
+        sleep_on_idle=True,  # as for servers
+        **server_args,
+    )
+    try:
+        yield generator
+    finally:
+        generator.shutdown()
 
 
 def server_environment(extra: dict[str, str]) -> dict[str, str]:

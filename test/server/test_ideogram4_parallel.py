@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.servers import free_ports
+from server.servers import float32_generator
 from sglang_ext_gen.models.ideogram4.tiny import write_tiny
 
 pytestmark = pytest.mark.slow
@@ -34,24 +34,11 @@ MODES: dict[str, dict[str, Any]] = {
 
 def run(checkpoint: Path, **server_args: Any) -> list[Any]:
     """Pictures of ``REQUEST``, each [3, 272, 272] float32."""
-    from sglang.multimodal_gen import DiffGenerator
-
-    _, scheduler_port, master_port = free_ports()
-    generator = DiffGenerator.from_pretrained(
-        model_path=str(checkpoint),
-        backend="sglang",
-        dit_precision="fp32",
-        vae_precision="fp32",
-        text_encoder_precisions=("fp32",),
-        scheduler_port=scheduler_port,
-        master_port=master_port,
-        **server_args,
-    )
-    try:
+    with float32_generator(
+        checkpoint, text_encoder_precisions=("fp32",), **server_args
+    ) as generator:
         results = generator.generate(sampling_params_kwargs=REQUEST)
         return [result.samples for result in results]
-    finally:
-        generator.shutdown()
 
 
 @pytest.fixture(scope="module")

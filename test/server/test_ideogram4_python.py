@@ -9,7 +9,7 @@ import pytest
 
 from conftest import Golden
 from images import psnr
-from server.servers import free_ports
+from server.servers import float32_generator
 from sglang_ext_gen.errors import GenerationError, RequestError
 
 pytestmark = pytest.mark.slow
@@ -21,25 +21,14 @@ SHORT = {"num_inference_steps": 4, "guidance_schedule": [7.0, 5.0, 3.0, 1.0]}
 @pytest.fixture(scope="module")
 def generator(ideogram4_golden: Golden, tmp_path_factory) -> Iterator[Any]:
     """The golden checkpoint in float32, from a directory with a telling name."""
-    from sglang.multimodal_gen import DiffGenerator
-
     folder = tmp_path_factory.mktemp("python")
     # Stock would send this name to diffusers; we go by the content.
     checkpoint = folder / "my-model-4bit"
     checkpoint.symlink_to(ideogram4_golden.checkpoint)
-    _, scheduler_port, master_port = free_ports()
-    generator = DiffGenerator.from_pretrained(
-        model_path=str(checkpoint),
-        backend="sglang",
-        dit_precision="fp32",
-        vae_precision="fp32",
-        text_encoder_precisions=("fp32",),
-        scheduler_port=scheduler_port,
-        master_port=master_port,
-        output_path=str(folder),
-    )
-    yield generator
-    generator.shutdown()
+    with float32_generator(
+        checkpoint, text_encoder_precisions=("fp32",), output_path=str(folder)
+    ) as generator:
+        yield generator
 
 
 def generate(generator: Any, **fields: Any) -> list[Path]:

@@ -256,11 +256,11 @@ def test_bad_uploads_are_refused(server, golden, tmp_path):
     )
     for clip, message in (
         (b"noise", "not a readable video"),
-        (video_bytes(0), "not a readable video"),
+        (video_bytes(0), "it has no frames"),
         (video_bytes(24)[:500], "not a readable video"),
         (video_bytes(10_000), "10000 frames, at most 3600"),
     ):
-        sent = {"input_reference": ("a.mp4", clip)}
+        sent = {"input_reference": ("a.avi", clip)}
         assert message in post(videos, sent, **ask)
     assert httpx.get(f"{server.url}/health").status_code == 200
 

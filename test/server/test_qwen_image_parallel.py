@@ -14,8 +14,9 @@ from server.servers import free_ports, server_environment
 pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("qwen_image_ranks.py")
-# Sums in another order: of two halves of a matrix product, or of attention.
-MAX_ABS = 2e-4
+# Sums in another order: of two halves of a matrix product, or of attention (measured
+# 2e-6 and less).
+MAX_ABS = 2e-5
 
 
 @pytest.fixture(scope="module")

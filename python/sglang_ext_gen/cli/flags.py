@@ -18,6 +18,32 @@ Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
+def command_parser(
+    command: str,
+    usage: str,
+    description: str,
+    family: ModelFamily | None,
+    add_flags: Callable[[argparse.ArgumentParser, ModelFamily], None],
+) -> argparse.ArgumentParser:
+    """The parser of a command whose flags depend on the model.
+
+    Args:
+        command: Its name.
+        usage: What follows the name.
+        description: Shown as it is.
+        family: Of the model; without one the help lists the flags of all families.
+        add_flags: Adds a family's flags. The caller does so for ``family``, last.
+    """
+    return argparse.ArgumentParser(
+        prog=f"sglang-ext-gen {command}",
+        usage=f"sglang-ext-gen {command} {usage}",
+        description=description,
+        epilog=None if family else help_of_families(add_flags),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def add_request_flags(
     parser: argparse.ArgumentParser, title: str, fields: Iterable[RequestField]
 ) -> None:

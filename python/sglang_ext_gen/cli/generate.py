@@ -67,13 +67,9 @@ def _find(model: str) -> ModelFamily:
 
 def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
     """The parser for a model of ``family``; without one it can only print help."""
-    parser = argparse.ArgumentParser(
-        prog="sglang-ext-gen generate",
-        usage="sglang-ext-gen generate MODEL --prompt TEXT [flags] [SGLang's flags]",
-        description=_DESCRIPTION,
-        epilog=None if family else flags.help_of_families(_add_family_flags),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    usage = "MODEL --prompt TEXT [flags] [SGLang's flags]"
+    parser = flags.command_parser(
+        "generate", usage, _DESCRIPTION, family, _add_family_flags
     )
     parser.add_argument("model", metavar="MODEL", nargs="?")
     parser.add_argument(
@@ -134,13 +130,11 @@ def _run(
     load_options: dict[str, Any],
     sglang_arguments: list[str],
 ) -> dict[str, Any]:
-    outputs = running.output_fields(arguments.output)
+    fields = {**request, **running.output_fields(arguments.output)}
     with running.started_generator(
-        family, arguments.model, load_options, sglang_arguments
+        family, arguments.model, load_options, sglang_arguments, [fields]
     ) as generator:
-        description = running.describe(
-            running.run_request(generator, {**request, **outputs})
-        )
+        description = running.describe(running.run_request(generator, fields))
     return {
         "model": arguments.model,
         "family": family.name,

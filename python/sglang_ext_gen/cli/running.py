@@ -54,24 +54,29 @@ def started_generator(
     model: str,
     load_options: Mapping[str, Any],
     sglang_arguments: Sequence[str],
+    requests: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator["DiffGenerator"]:
     """A ``DiffGenerator`` for a checkpoint of ours, shut down at the end.
 
-    Its stages are timed, unless the environment says otherwise.
+    Given requests are checked in full, the length of their prompts in tokens included,
+    before a worker starts. Stages are timed, unless the environment says otherwise.
 
     Args:
         family: Whose checkpoint it is.
         model: Local directory or Hugging Face id.
         load_options: Fields of the family's pipeline config.
         sglang_arguments: Further flags of SGLang's diffusion server.
+        requests: What it will be asked.
 
     Raises:
         ConfigError: A flag is unknown or its value is refused.
+        RequestError: A request cannot be served with these options.
         CheckpointError: The workers stopped while they loaded the checkpoint.
     """
     for variable in TIMING_VARIABLES:
         os.environ.setdefault(variable, "1")
 
+    from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
     from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
         DiffGenerator,
     )
@@ -79,6 +84,10 @@ def started_generator(
 
     apply_plugin_hooks()
     server_args = _server_args(model, load_options, sglang_arguments)
+    for request in requests:
+        SamplingParams.from_user_sampling_params_args(
+            server_args.model_path, server_args=server_args, **request
+        )
     try:
         generator = DiffGenerator.from_server_args(server_args)
     except RuntimeError as error:

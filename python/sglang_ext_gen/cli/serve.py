@@ -78,13 +78,9 @@ def _split_model_type(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sglang-ext-gen serve",
-        usage="sglang-ext-gen serve MODEL [flags] [SGLang's flags]",
-        description=_DESCRIPTION,
-        epilog=None if family else flags.help_of_families(_add_family_flags),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    usage = "MODEL [flags] [SGLang's flags]"
+    parser = flags.command_parser(
+        "serve", usage, _DESCRIPTION, family, _add_family_flags
     )
     flags.add_precision_flag(parser)
     if family:

@@ -44,8 +44,9 @@ def fp8_linear(
 ) -> Tensor:
     """Weight-only FP8 linear by the best means the device of ``x`` offers.
 
-    CUDA with capability 8.9 or newer: the Triton kernel. Older CUDA: the weight
-    is dequantised for the call. CPU and others: ``fp8_linear_reference``.
+    CUDA with capability 8.9 or newer: the Triton kernel. Older CUDA, and bfloat16 on
+    a CPU with units for it: the weight is dequantised for the call, which rounds once
+    more. Other CPUs: ``fp8_linear_reference``.
 
     Args:
         x: [..., K] float16, bfloat16 or float32; any strides.
@@ -60,12 +61,13 @@ def fp8_linear(
         ValueError: Shapes or dtypes do not fit together.
     """
     _check_operands(x, weight, weight_scale, bias)
-    if not x.is_cuda:
-        return fp8_linear_reference(x, weight, weight_scale, bias)
-    if has_fp8_kernel(x.device):
-        from sglang_ext_gen.kernels.fp8_gemm_triton import fp8_linear_triton
+    if x.is_cuda:
+        if has_fp8_kernel(x.device):
+            from sglang_ext_gen.kernels.fp8_gemm_triton import fp8_linear_triton
 
-        return fp8_linear_triton(x, weight, weight_scale, bias)
+            return fp8_linear_triton(x, weight, weight_scale, bias)
+    elif x.dtype != torch.bfloat16 or not has_bfloat16_units():
+        return fp8_linear_reference(x, weight, weight_scale, bias)
     bias = None if bias is None else bias.to(x.dtype)
     return F.linear(x, dequantize_rowwise(weight, weight_scale, x.dtype), bias)
 
@@ -132,6 +134,13 @@ def has_fp8_kernel(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) >= KERNEL_CAPABILITY
+
+
+@cache
+def has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def _half_from_e4m3(weight: Tensor) -> Tensor:

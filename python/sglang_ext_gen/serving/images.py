@@ -99,7 +99,8 @@ def field_kinds(model: ServedModel) -> dict[str, Kind]:
     """Name -> kind of every field that a form may hold, ``n`` and ``size`` included."""
     fields = (*model.table, *FORWARDED, *WITHOUT_EFFECT)
     kinds: dict[str, Kind] = {"n": "int", "size": "str", "url": "strs"}
-    return kinds | {field.name: field.kind for field in fields}
+    kinds.update((field.name, field.kind) for field in fields)
+    return kinds
 
 
 def checked_image_body(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sglang_ext_gen.errors import ConfigError
@@ -63,6 +63,30 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), file, metadata={"format": "pt"})
+
+
+def split_into_shards(file: Path, most_bytes: int) -> None:
+    """Replace a safetensors file by shards and their index, as large releases are.
+
+    Args:
+        file: The file; the shards get its name with a number.
+        most_bytes: Of a shard's tensors; one tensor may have more.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in load_file(file).items():
+        if size + tensor.nbytes > most_bytes and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    weight_map: dict[str, str] = {}
+    for number, tensors in enumerate(shards, start=1):
+        shard = f"{file.stem}-{number:05d}-of-{len(shards):05d}{file.suffix}"
+        write_tensors(file.with_name(shard), tensors)
+        weight_map |= dict.fromkeys(tensors, shard)
+    write_json(file.with_name(f"{file.name}.index.json"), {"weight_map": weight_map})
+    file.unlink()
 
 
 def random_tensors(

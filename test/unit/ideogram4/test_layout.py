@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout of an Ideogram 4 checkpoint: complete ones pass, damage is named."""
 
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -13,9 +12,8 @@ from checkpoint_damage import (
     DAMAGES,
     RawTensor,
     copy_checkpoint,
-    read_raw,
-    write_raw,
 )
+from checkpoint_repacks import edit_json, edit_tensors, shard, split_attention
 from conftest import Golden
 from sglang_ext_gen.models.ideogram4.layout import (
     WEIGHT_FILES,
@@ -57,39 +55,6 @@ RELEASED_VAE = {
 @pytest.fixture
 def checkpoint(ideogram4_golden: Golden, tmp_path: Path) -> Path:
     return copy_checkpoint(ideogram4_golden.checkpoint, tmp_path / "checkpoint")
-
-
-def edit_json(file: Path, **changes: object) -> None:
-    """Change keys of a JSON file; None removes one."""
-    values = {**json.loads(file.read_text("utf-8")), **changes}
-    kept = {key: value for key, value in values.items() if value is not None}
-    file.write_text(json.dumps(kept), "utf-8")
-
-
-def edit_tensors(
-    file: Path, edit: Callable[[str, RawTensor], dict[str, RawTensor]]
-) -> None:
-    tensors: dict[str, RawTensor] = {}
-    for name, tensor in read_raw(file).items():
-        tensors |= edit(name, tensor)
-    write_raw(file, tensors)
-
-
-def split_attention(name: str, tensor: RawTensor) -> dict[str, RawTensor]:
-    """Rename one tensor from the vendor's layout to diffusers'."""
-    if ".attention.o." in name:
-        return {name.replace(".o.", ".to_out.0."): tensor}
-    if ".attention.qkv." not in name:
-        return {name: tensor}
-    rows, size = tensor.shape[0] // 3, len(tensor.data) // 3
-    return {
-        name.replace("qkv", part): RawTensor(
-            tensor.dtype,
-            (rows, *tensor.shape[1:]),
-            tensor.data[n * size : (n + 1) * size],
-        )
-        for n, part in enumerate(("to_q", "to_k", "to_v"))
-    }
 
 
 def without_fp8(name: str, tensor: RawTensor) -> dict[str, RawTensor]:
@@ -144,16 +109,7 @@ def test_plain_text_encoder_with_prefix_is_complete(checkpoint: Path) -> None:
 
 def test_shards_are_complete(checkpoint: Path) -> None:
     file = checkpoint / "vae" / WEIGHT_FILES["vae"]
-    tensors = read_raw(file)
-    names = {name: f"part-{n % 2}.safetensors" for n, name in enumerate(tensors)}
-    for shard in set(names.values()):
-        write_raw(
-            file.with_name(shard),
-            {name: tensors[name] for name in tensors if names[name] == shard},
-        )
-    file.unlink()
-    index = file.with_name(f"{file.name}.index.json")
-    index.write_text(json.dumps({"weight_map": names}), "utf-8")
+    shard(file)
     assert check_checkpoint(checkpoint) == []
     file.with_name("part-1.safetensors").unlink()
     (problem,) = check_checkpoint(checkpoint)
@@ -211,6 +167,9 @@ def test_every_problem_is_listed(checkpoint: Path) -> None:
         ("vae/config.json", {"shift_factor": 0.1}, "unknown key 'shift_factor'"),
         ("vae/config.json", {"latent_channels": None}, "'latent_channels' is missing"),
         ("vae/config.json", {"latent_channels": 16}, "in_channels is 128"),
+        ("vae/config.json", {"latent_channels": 16}, "latent_channels is 16"),
+        ("vae/config.json", {"patch_size": [1, 1]}, "patch_size is [1, 1]"),
+        ("vae/config.json", {"block_out_channels": [8, 8]}, "2 widths, expected 4"),
         ("vae/config.json", {"layers_per_block": 2}, "encoder.down_blocks.0.resnets.1"),
         ("vae/config.json", {"block_out_channels": 16}, "a dimension is wrong"),
         ("vae/config.json", {"act_fn": "relu"}, "act_fn is relu, expected silu"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole pipeline in one process: precisions, FP8 modes, guidance, refusals."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,12 @@ def test_guidance_1_never_runs_the_unconditional_transformer(float32_pipeline) -
     assert (len(conditional), len(unconditional)) == (8 + 4, 3)
 
 
-def test_without_the_unconditional_transformer(load_pipeline, float32_pipeline) -> None:
-    half = load_pipeline("fp32", load_unconditional=False)
+def test_without_the_unconditional_transformer(
+    load_pipeline, float32_pipeline, ideogram4_golden, tmp_path: Path
+) -> None:
+    checkpoint = copy_checkpoint(ideogram4_golden.checkpoint, tmp_path / "half")
+    shutil.rmtree(checkpoint / "unconditional_transformer")
+    half = load_pipeline("fp32", model_path=str(checkpoint), load_unconditional=False)
     assert half.pipeline.get_module("unconditional_transformer") is None
     (output,) = half.run([PROMPT], [3], num_inference_steps=3)
     assert output.output.shape == (1, 3, 256, 256)
@@ -75,6 +80,27 @@ def test_equal_prompts_are_encoded_once(float32_pipeline) -> None:
     calls = count_calls(float32_pipeline.pipeline.get_module("text_encoder"))
     float32_pipeline.run([PROMPT, PROMPT, "ok"], [1, 2, 3], **SHORT)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cfg_normalization", 0.5),
+        ("condition_inputs", {"control": 1}),
+        ("diffusers_kwargs", {"output_type": "latent"}),
+        ("enable_teacache", True),
+        ("fps", 30),
+        ("image_path", "input.png"),
+        ("max_sequence_length", 512),
+        ("rollout_sde_step_indices", [0]),
+        ("true_cfg_scale", 4.0),
+    ],
+)
+def test_fields_that_nothing_reads_are_refused(
+    float32_pipeline, field: str, value: object
+) -> None:
+    with pytest.raises(RequestError, match=f"{field}: not supported by Ideogram 4"):
+        float32_pipeline.run([PROMPT], [3], **SHORT, **{field: value})
 
 
 @pytest.mark.parametrize(

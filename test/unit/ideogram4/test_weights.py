@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import checkpoint_damage as damages
+from checkpoint_repacks import edit_tensors, split_attention
 from conftest import Golden
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ideogram4.tensors import transformer_specs
@@ -77,20 +78,6 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
         assert torch.equal(tensor.float(), right[name].float()), name
 
 
-def with_diffusers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same transformer in diffusers' layout; scale rows split like weight rows."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if ".attention.qkv." in name:
-            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-                result[name.replace("qkv", f"to_{part}")] = rows.clone()
-        else:
-            result[name.replace(".attention.o.", ".attention.to_out.0.")] = (
-                tensor.clone()
-            )
-    return result
-
-
 @pytest.fixture
 def checkpoint(ideogram4_golden: Golden, tmp_path: Path) -> Path:
     return damages.copy_checkpoint(ideogram4_golden.checkpoint, tmp_path / "checkpoint")
@@ -104,16 +91,17 @@ def test_vendor_names_stay(ideogram4_golden: Golden) -> None:
 def test_diffusers_names_give_the_same_parameters(checkpoint: Path) -> None:
     folder = checkpoint / "transformer"
     vendor = load_transformer(folder)
-    stored = load_file(folder / WEIGHTS_FILE)
-    save_file(with_diffusers_names(stored), folder / WEIGHTS_FILE)
+    edit_tensors(folder / WEIGHTS_FILE, split_attention)
     assert "layers.0.attention.to_k.weight_scale" in read_tensors(folder / WEIGHTS_FILE)
     assert_same(load_transformer(folder), vendor)
 
 
 def test_mixed_names_are_refused(checkpoint: Path) -> None:
     folder = checkpoint / "transformer"
-    stored = load_file(folder / WEIGHTS_FILE)
-    save_file({**with_diffusers_names(stored), **stored}, folder / WEIGHTS_FILE)
+    edit_tensors(
+        folder / WEIGHTS_FILE,
+        lambda name, tensor: {**split_attention(name, tensor), name: tensor},
+    )
     with pytest.raises(CheckpointError, match=r"both fill layers\.0\.attention\."):
         load_transformer(folder)
 

@@ -81,6 +81,23 @@ def test_defaults_are_the_official_ones():
     assert make_plan(find_task("t2i"), {}).latent_grid == (1, 48, 48)
 
 
+@pytest.mark.parametrize(
+    ("task", "variant", "preset"),
+    [
+        ("t2i", "Lance_3B", "image_768res"),
+        ("image_edit", "Lance_3B", "image_768res"),
+        ("x2t_image", "Lance_3B", "image_768res"),
+        ("t2v", "Lance_3B_Video", "video_480p"),
+        ("i2v", "Lance_3B_Video", "video_480p"),
+        ("video_edit", "Lance_3B_Video", "video_480p"),
+        ("x2t_video", "Lance_3B_Video", "video_480p"),
+    ],
+)
+def test_checkpoint_and_preset_of_each_task(task, variant, preset):
+    assert (TASKS[task].variant, TASKS[task].resolution) == (variant, preset)
+    assert make_plan(find_task(task), {}).resolution == preset
+
+
 def test_edit_instructions_have_typographic_apostrophes():
     for name in ("image_edit", "video_edit"):
         assert TASKS[name].system_prompt.count("\u2019") == 2

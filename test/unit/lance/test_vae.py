@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sglang_ext_gen.__main__ import main
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance import generation, vae, visual_input
+from sglang_ext_gen.models.lance.layout import check_checkpoint
 from sglang_ext_gen.weights.pickles import read_pickle
 
 CPU = torch.device("cpu")
@@ -84,6 +86,17 @@ def test_final_latents_decode_to_the_official_pictures(name, wan, lance):
         got = frame[: want.shape[0], : want.shape[1]]
         assert psnr(got, want) >= 45
         assert (got - want).abs().max() <= 1
+
+
+@pytest.mark.unproven
+def test_convert_command_writes_the_file_that_is_then_used(lance, tmp_path, capsys):
+    checkpoint = tmp_path / "lance"
+    shutil.copytree(lance.path, checkpoint)
+    assert main(["convert", str(checkpoint / "Lance_3B")]) == 0
+    written = checkpoint / "Wan2.2_VAE.safetensors"
+    assert capsys.readouterr().out == f"{written}\n"
+    (checkpoint / "Wan2.2_VAE.pth").unlink()
+    assert check_checkpoint(checkpoint) == []
 
 
 def test_converted_file_gives_the_same_vae(wan, lance, tmp_path):

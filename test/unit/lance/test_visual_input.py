@@ -87,3 +87,38 @@ def test_buckets_are_whole_tokens(preset):
         )
         assert cut.width % 28 == cut.height % 28 == 0
         assert width - cut.width < 28
+
+
+# Height x width of the official preprocessing, 21:9 to 9:16: the VAE's, then the vision
+# tower's after its crop.
+OFFICIAL = {
+    "image_256res": (
+        "160x368 192x336 224x304 256x256 304x224 336x192",
+        "140x336 140x280 168x252 224x224 252x168 280x140",
+    ),
+    "image_512res": (
+        "336x784 384x688 448x592 512x512 592x448 688x384",
+        "280x672 336x588 364x504 448x448 504x364 588x336",
+    ),
+    "image_768res": (
+        "496x1152 576x1024 672x896 768x768 896x672 1024x576",
+        "420x1008 504x896 560x756 672x672 756x560 896x504",
+    ),
+    "video_360p": (
+        "320x752 352x624 416x560 480x480 560x416 624x352",
+        "280x700 336x616 392x560 476x476 560x392 616x336",
+    ),
+    "video_480p": (
+        "416x976 480x848 560x752 640x640 752x560 848x480",
+        "392x924 448x812 504x700 588x588 700x504 812x448",
+    ),
+}
+OFFICIAL["video_192p"] = OFFICIAL["image_256res"]
+
+
+@pytest.mark.parametrize("preset", list(RESOLUTIONS))
+def test_presets_are_the_official_ones(preset):
+    vae, vit = RESOLUTIONS[preset].vae, RESOLUTIONS[preset].vit
+    cut = [(h // 28 * 28, w // 28 * 28) for h, w in vit]
+    listed = [" ".join(f"{h}x{w}" for h, w in sizes) for sizes in (vae, cut)]
+    assert tuple(listed) == OFFICIAL[preset]

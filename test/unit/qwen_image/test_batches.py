@@ -7,9 +7,12 @@ import torch
 from qwen_image_runtime import (
     LoadedPipeline,
     copy_checkpoint,
+    decibels,
     load_pipeline,
+    reference_pipeline,
     write_picture,
 )
+from sglang_ext_gen.errors import RequestError
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +47,24 @@ def test_prompts_of_mixed_length_with_guidance(t2i: LoadedPipeline) -> None:
     assert calls.rows == [3] * 6
     alone = torch.cat([t2i.pictures(prompt=prompt, **fields) for prompt in PROMPTS])
     assert (together - alone).abs().max() < MAX_ABS
+
+
+def test_a_batch_equals_diffusers_one_by_one(t2i, t2i_checkpoint) -> None:
+    reference = reference_pipeline("QwenImagePipeline", t2i_checkpoint)
+    fields = {"negative_prompt": "blurry and dull", "true_cfg_scale": 3.0, **SMALL}
+    expected = torch.cat(
+        [
+            reference(
+                prompt,
+                generator=torch.Generator("cpu").manual_seed(7),
+                output_type="pt",
+                **fields,
+            ).images
+            for prompt in PROMPTS
+        ]
+    )
+    together = t2i.pictures(prompt=PROMPTS, seed=7, **fields)
+    assert decibels(together, expected) > 90
 
 
 def test_outputs_of_a_prompt_have_successive_seeds(t2i: LoadedPipeline) -> None:
@@ -112,18 +133,37 @@ def test_edits_with_two_references(edit: LoadedPipeline, references) -> None:
 
 
 def test_edits_of_several_prompts(edit: LoadedPipeline, references) -> None:
+    """A list of references for each prompt; one picture for each, as in stock."""
+    fields = {"seed": 3, "reference_pixels": 256 * 256, "negative_prompt": " ", **SMALL}
+    cases = (
+        (PROMPTS, [references] * 3, [references] * 3),
+        (PROMPTS[:2], [references[0]] * 2, [references[:1]] * 2),
+        (PROMPTS[:2], references[0], [references[:1]] * 2),
+    )
+    for prompts, given, own in cases:
+        with Calls(edit) as calls:
+            together = edit.pictures(prompt=prompts, image_path=given, **fields)
+        assert calls.rows == [len(prompts)] * 6
+        alone = [
+            edit.pictures(prompt=prompt, image_path=images, **fields)
+            for prompt, images in zip(prompts, own, strict=True)
+        ]
+        assert (together - torch.cat(alone)).abs().max() < MAX_ABS
+
+
+def test_edits_of_other_geometry_run_apart(edit: LoadedPipeline, references) -> None:
     fields = {"seed": 3, "reference_pixels": 256 * 256, **SMALL}
-    requests = [
-        request
-        for prompt in PROMPTS
-        for request in edit.requests(prompt=prompt, image_path=references, **fields)
+    with Calls(edit) as calls:
+        together = edit.pictures(prompt=PROMPTS[:2], image_path=references, **fields)
+    assert calls.rows == [1] * 6
+    alone = [
+        edit.pictures(prompt=prompt, image_path=[reference], **fields)
+        for prompt, reference in zip(PROMPTS[:2], references, strict=True)
     ]
-    with Calls(edit) as calls, torch.inference_mode():
-        results = edit.pipeline.forward_batch(requests, edit.server_args)
-    assert calls.rows == [3] * 3
-    for prompt, result in zip(PROMPTS, results, strict=True):
-        alone = edit.pictures(prompt=prompt, image_path=references, **fields)
-        assert (result.output.reshape(alone.shape) - alone).abs().max() < MAX_ABS
+    assert (together - torch.cat(alone)).abs().max() < MAX_ABS
+    for wrong in ([references] * 3, [*references, references[0]]):
+        with pytest.raises(RequestError, match="image_path"):
+            edit.requests(prompt=PROMPTS[:2], image_path=wrong, **fields)
 
 
 def test_2511_in_a_batch(runtime, edit_checkpoint, references, tmp_path) -> None:

@@ -8,7 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from qwen_image_runtime import LoadedPipeline, decibels, write_picture
+from qwen_image_runtime import (
+    LoadedPipeline,
+    decibels,
+    reference_pipeline,
+    write_picture,
+)
 from sglang_ext_gen.errors import RequestError
 
 pytestmark = pytest.mark.slow
@@ -20,14 +25,10 @@ SMALL: dict[str, Any] = {
 
 
 def test_own_sigmas_and_latents_equal_the_references(t2i, t2i_checkpoint) -> None:
-    from diffusers import QwenImagePipeline
-
     from sglang_ext_gen.models.qwen_image.stages import draw_noise
 
     sigmas, noise = [1.0, 0.8, 0.3], draw_noise(11, 128, 160)
-    reference = QwenImagePipeline.from_pretrained(
-        t2i_checkpoint, torch_dtype=torch.float32
-    )
+    reference = reference_pipeline("QwenImagePipeline", t2i_checkpoint)
     common = {"prompt": SMALL["prompt"], "negative_prompt": "dull", "sigmas": sigmas}
     size = {"width": 160, "height": 128}
     expected = reference(

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """FP8 weights while loading: numbers and sizes."""
 
+import gc
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from qwen_image_runtime import decibels, load_pipeline
-from sglang_ext_gen.models.qwen_image.layout import transformer_specs
+from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE, transformer_specs
+from sglang_ext_gen.models.qwen_image.tiny import TRANSFORMER
+from sglang_ext_gen.weights.tiny import (
+    random_tensors,
+    split_into_shards,
+    write_json,
+    write_tensors,
+)
 
 # The released transformer's config (Qwen/Qwen-Image).
 RELEASED = {
@@ -34,6 +43,42 @@ def test_released_weights_shrink_to_055() -> None:
         fp8 += count + 4 * spec.shape[0] if is_fp8 else 2 * count
     assert bf16 == pytest.approx(40.9e9, rel=0.01)
     assert fp8 / bf16 <= 0.55
+
+
+def memory_mib(name: str) -> float:
+    """Resident memory of this process now (VmRSS), or its highest (VmHWM)."""
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) / 1024
+    raise AssertionError(name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads and resets VmHWM")
+def test_loading_peaks_two_shards_above_the_weights(runtime, tmp_path: Path) -> None:
+    from sglang.multimodal_gen.configs.models.dits.qwenimage import QwenImageDitConfig
+
+    from sglang_ext_gen.models.qwen_image.loaders import load_fp8_transformer
+
+    config = {**TRANSFORMER, "num_attention_heads": 16, "num_layers": 8}
+    write_json(tmp_path / "config.json", config)
+    file = tmp_path / WEIGHTS_FILE
+    specs = list(transformer_specs(config))
+    write_tensors(file, random_tensors(specs, seed=0, streams={"x": 1.0}))
+    split_into_shards(file, file.stat().st_size // 4)
+    shards = [shard.stat().st_size / 2**20 for shard in tmp_path.glob("*.safetensors")]
+    assert 4 <= len(shards) <= 6
+
+    gc.collect()
+    before = memory_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest
+    model = load_fp8_transformer(
+        tmp_path, QwenImageDitConfig(), torch.bfloat16, torch.device("cpu")
+    )
+    peak = memory_mib("VmHWM") - before
+    final = sum(parameter.nbytes for parameter in model.parameters()) / 2**20
+    assert final <= 0.55 * sum(shards)
+    assert peak <= final + 2 * max(shards)
 
 
 @pytest.mark.slow
@@ -61,6 +106,18 @@ def test_signal_to_noise_of_each_layer(t2i_checkpoint) -> None:
     assert len(quality) == 3 + 14 * 2
     assert min(quality.values()) > 29
     assert max(quality.values()) < 40
+
+
+def test_doctor_reports_it(t2i_checkpoint, capsys) -> None:
+    from sglang_ext_gen.cli import doctor
+
+    argv = ["--no-process", "--model", str(t2i_checkpoint), "--fp8-quality"]
+    assert doctor.main([*argv, "--json"]) == 0
+    quality = json.loads(capsys.readouterr().out)["fp8_quality"]
+    assert len(quality) == 3 + 14 * 2
+    assert 29 < quality["transformer_blocks.0.attn.to_q.weight"] < 40
+    assert doctor.main(argv) == 0
+    assert "transformer_blocks.1.img_mlp.net.2.weight" in capsys.readouterr().out
 
 
 def test_unknown_and_missing_tensors(runtime, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_image_runtime import copy_checkpoint
+from qwen_image_runtime import copy_checkpoint, decibels, load_pipeline
 from sglang_ext_gen.models.qwen_image.layout import (
     check_checkpoint,
     recognises,
@@ -64,7 +64,7 @@ def test_disabled_families_stay_with_stock(t2i_checkpoint, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_stock_answers_for_a_disabled_family(
-    runtime, t2i_checkpoint, monkeypatch
+    runtime, t2i_checkpoint, t2i_golden, monkeypatch
 ) -> None:
     from sglang.multimodal_gen.registry import get_model_info
 
@@ -76,6 +76,15 @@ def test_stock_answers_for_a_disabled_family(
     assert stock is not None
     assert stock.pipeline_cls.__module__.startswith("sglang.multimodal_gen.")
     assert stock.pipeline_cls.__name__ == "QwenImagePipeline"
+    # And it draws: the reference's picture, by stock's own classes.
+    case = t2i_golden.json["case"]
+    names = ("prompt", "negative_prompt", "true_cfg_scale", "width", "height")
+    names += ("num_inference_steps", "seed")
+    loaded = load_pipeline(t2i_checkpoint)
+    assert type(loaded.pipeline) is stock.pipeline_cls
+    drawn = loaded.pictures(**{name: case[name] for name in names})
+    expected = t2i_golden.tensor("image").permute(2, 0, 1)[None]
+    assert decibels(drawn, expected) > 48
 
 
 @pytest.mark.parametrize("kind", ["t2i", "edit"])

@@ -13,9 +13,11 @@ import torch
 
 from qwen_image_runtime import (
     LoadedPipeline,
+    copy_checkpoint,
     decibels,
     image_of,
     load_pipeline,
+    reference_pipeline,
     write_picture,
 )
 
@@ -113,7 +115,6 @@ def test_bf16(kind: str, runtime: None, request: pytest.FixtureRequest) -> None:
 
 
 def test_two_references_against_diffusers(edit, edit_checkpoint, tmp_path) -> None:
-    from diffusers import QwenImageEditPlusPipeline
     from PIL import Image
 
     wide = write_picture(tmp_path / "wide.png", 96, 64, seed=1)
@@ -126,9 +127,7 @@ def test_two_references_against_diffusers(edit, edit_checkpoint, tmp_path) -> No
         "height": 128,
         "num_inference_steps": 2,
     }
-    reference = QwenImageEditPlusPipeline.from_pretrained(
-        edit_checkpoint, torch_dtype=torch.float32
-    )
+    reference = reference_pipeline("QwenImageEditPlusPipeline", edit_checkpoint)
     supply_token_types(reference)
     expected = reference(
         image=[Image.open(wide), Image.open(tall)],
@@ -138,6 +137,41 @@ def test_two_references_against_diffusers(edit, edit_checkpoint, tmp_path) -> No
     ).images
     image = edit.pictures(image_path=[str(wide), str(tall)], seed=5, **fields)
     assert decibels(image, expected) > IMAGE_DB
+
+
+@pytest.mark.parametrize("release", ["first", "2511"])
+def test_other_releases_against_diffusers(
+    release: str, runtime: None, edit_checkpoint, tmp_path
+) -> None:
+    """What differs is in the files: the pipeline's class, ``zero_cond_t``."""
+    from PIL import Image
+
+    changes: dict[str, dict[str, Any]] = {
+        "first": {"model_index": {"_class_name": "QwenImageEditPipeline"}},
+        "2511": {"transformer/config": {"zero_cond_t": True}},
+    }[release]
+    checkpoint = copy_checkpoint(edit_checkpoint, tmp_path / "any name", **changes)
+    picture = write_picture(tmp_path / "wide.png", 96, 64, seed=1)
+    fields = {
+        **{"prompt": "make it blue", "negative_prompt": "dull"},
+        **{"true_cfg_scale": 3.0, "width": 192, "height": 128},
+        "num_inference_steps": 2,
+    }
+    kind = (
+        "QwenImageEditPipeline" if release == "first" else "QwenImageEditPlusPipeline"
+    )
+    reference = reference_pipeline(kind, checkpoint)
+    supply_token_types(reference)
+    image = Image.open(picture)
+    expected = reference(
+        image=image if release == "first" else [image],
+        generator=torch.Generator("cpu").manual_seed(5),
+        output_type="pt",
+        **fields,
+    ).images
+    loaded = load_pipeline(checkpoint)
+    drawn = loaded.pictures(image_path=[str(picture)], seed=5, **fields)
+    assert decibels(drawn, expected) > IMAGE_DB
 
 
 def supply_token_types(reference: Any) -> None:

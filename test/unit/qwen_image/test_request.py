@@ -2,6 +2,8 @@
 """Request fields and reference pictures: what is accepted, what is said otherwise."""
 
 import logging
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,8 @@ def test_fields_in_their_types() -> None:
     ("values", "field"),
     [
         ({"prompt": ""}, "prompt"),
+        ({"prompt": "\udcff"}, "prompt"),
+        ({"negative_prompt": "\udcff"}, "negative_prompt"),
         ({"prompt": ["a", " "]}, "prompt"),
         ({"width": 100}, "width"),
         ({"height": 64}, "height"),
@@ -42,6 +46,7 @@ def test_fields_in_their_types() -> None:
         ({"true_cfg_scale": float("nan")}, "true_cfg_scale"),
         ({"true_cfg_scale": 2, "guidance_scale": 3}, "guidance_scale"),
         ({"sigmas": []}, "sigmas"),
+        ({"sigmas": [1.0]}, "sigmas"),
         ({"sigmas": [0.5, 0.5]}, "sigmas"),
         ({"sigmas": [1.5, 0.5]}, "sigmas"),
         ({"sigmas": [1, 0.5], "num_inference_steps": 3}, "sigmas"),
@@ -88,6 +93,17 @@ def test_sizes_are_the_references(size, expected) -> None:
     assert calculate_dimensions(1024 * 1024, size[0] / size[1]) == expected
 
 
+def png_without_pixels(width: int, height: int) -> bytes:
+    """A PNG file that promises a picture of this size and has none."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", size), (b"IDAT", b""), (b"IEND", b"")):
+        checksum = zlib.crc32(name + content)
+        file += struct.pack(">I", len(content)) + name + content
+        file += struct.pack(">I", checksum)
+    return file
+
+
 def test_reference_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = tmp_path / "good.png"
     Image.new("RGB", (64, 48)).save(good)
@@ -98,12 +114,16 @@ def test_reference_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     cut.write_bytes(good.read_bytes()[:60])
     narrow = tmp_path / "narrow.png"
     Image.new("RGB", (640, 20)).save(narrow)
+    huge = tmp_path / "huge.png"
+    huge.write_bytes(png_without_pixels(20_000, 20_000))
     cases = [
         ([], "missing"),
         ([str(good)] * 20, "20 pictures"),
         ([str(good), str(broken)], "picture 2"),
         ([str(cut)], "damaged"),
         ([str(narrow)], "aspect"),
+        ([str(huge)], "more than 67108864 pixels"),
+        ([str(tmp_path / "missing.png")], "is no file"),
     ]
     for paths, word in cases:
         with pytest.raises(RequestError, match=word):

@@ -54,7 +54,6 @@ def test_bench_loading() -> None:
     assert record["peak_beyond_bytes"] < 1.2 * record["shard_bytes"]
 
 
-@pytest.mark.unproven
 def test_bench_denoise() -> None:
     output, record = run("bench_denoise.py")
     assert {"hardware", "commit", "versions", "seed"} <= record.keys()
@@ -68,6 +67,24 @@ def test_bench_denoise() -> None:
     }
     ours = next(memory for memory in record["memories"] if memory["side"] == "ours")
     assert ours["dit_ratio_of_bf16"] <= 0.55
+
+
+@pytest.mark.unproven
+def test_bench_qwen_image() -> None:
+    _, record = run("bench_qwen_image.py")
+    assert {"hardware", "commit", "versions", "seed"} <= record.keys()
+    sides = ("ours", "ours fp8", "stock", "diffusers")
+    timings = {
+        (timing["size"], timing["batch"], timing["side"]): timing
+        for timing in record["timings"]
+    }
+    settings = [(size, batch) for size in (128, 256) for batch in (1, 4)]
+    assert timings.keys() == {(*s, side) for s in settings for side in sides}
+    # Two branches in two steps; only stock draws one picture after the other.
+    for (_, batch, side), timing in timings.items():
+        assert timing["transformer_calls"] == (4 * batch if side == "stock" else 4)
+    fp8 = next(m for m in record["memories"] if m["side"] == "ours fp8")
+    assert fp8["dit_ratio_of_bf16"] <= 0.55
 
 
 @pytest.mark.unproven

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from checkpoint_damage import copy_checkpoint, missing_scale
 from sglang_ext_gen import compat
 from sglang_ext_gen.__main__ import COMMANDS, main
 from sglang_ext_gen.cli import doctor, running, serve
@@ -101,19 +102,34 @@ BAD_FIELDS = [
     (["--num-inference-steps", "1000000000"], "num_inference_steps"),
     (["--num-outputs-per-prompt", "0"], "num_outputs_per_prompt"),
     (["--num-outputs-per-prompt", "1000000"], "num_outputs_per_prompt"),
+    (["--num-outputs-per-prompt", "-1"], "num_outputs_per_prompt"),
+    (["--num-outputs-per-prompt", "two"], "num_outputs_per_prompt"),
     (["--seed", "-1"], "seed"),
     (["--seed", "x"], "seed"),
+    (["--seed", "1" + 400 * "0"], "seed"),
     (["--guidance-scale", "nan"], "guidance_scale"),
     (["--guidance-scale", "inf"], "guidance_scale"),
     (["--guidance-scale", "much"], "guidance_scale"),
+    (["--guidance-scale", "-1"], "guidance_scale"),
+    (["--guidance-schedule", *["7"] * 19, "nan"], "guidance_schedule"),
+    (["--guidance-schedule", *["7"] * 300], "guidance_schedule"),
     (["--guidance-schedule", "7", "3"], "guidance_schedule"),
     (["--guidance-schedule", "7", "x"], "guidance_schedule"),
     (["--guidance-scale", "3", "--guidance-schedule", *["3"] * 20], "guidance"),
     (["--mu", "1e9"], "mu"),
+    (["--mu", "high"], "mu"),
     (["--std", "0"], "std"),
+    (["--std=-inf"], "std"),
     (["--preset", "V5"], "preset"),
+    (["--preset", ""], "preset"),
     (["--negative-prompt", "blurry"], "negative_prompt"),
     (["--prompt", ""], "prompt"),
+    (["--prompt", " "], "prompt"),
+    (["--prompt", "x" * 70_000], "prompt"),
+    (["--prompt", "\udcff"], "prompt"),
+    (["--width", "256.5"], "width"),
+    (["--height", "-256"], "height"),
+    (["--height", "inf"], "height"),
     (["--fp8-mode", "fast"], "fp8_mode"),
 ]
 
@@ -124,6 +140,48 @@ def test_bad_fields_are_named(model, words, field, capsys):
     message = capsys.readouterr().err
     assert message.startswith(f"sglang-ext-gen generate: {field}"), message
     assert message.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", "word " * 4000], "prompt: "),
+        (["--no-unconditional", "--guidance-scale", "3"], "guidance_scale: guidance 3"),
+        (["--steps", "4"], "--steps"),
+        (["--lora-path", "adapter"], "lora_path: LoRA is not supported"),
+        (["--enable-torch-compile", "true"], "enable_torch_compile: not supported"),
+        (["--dit-precision", "int4"], "--dit-precision"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+)
+def test_no_worker_starts_for_what_cannot_work(
+    model, words, message, capsys, monkeypatch
+):
+    from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
+        DiffGenerator,
+    )
+
+    def start(*_):
+        pytest.fail("a worker was started")
+
+    monkeypatch.setattr(DiffGenerator, "from_server_args", start)
+    for variable in running.TIMING_VARIABLES:
+        monkeypatch.setenv(variable, "1")
+    assert exit_code("generate", model, "--prompt", "a cat", *words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_no_worker_starts_for_a_damaged_checkpoint(
+    ideogram4_golden, tmp_path, capsys, monkeypatch
+):
+    for variable in running.TIMING_VARIABLES:
+        monkeypatch.setenv(variable, "1")
+    broken = copy_checkpoint(ideogram4_golden.checkpoint, tmp_path / "broken")
+    name = missing_scale(broken)
+    assert exit_code("generate", broken, "--prompt", "a cat") == 1
+    assert name in capsys.readouterr().err
 
 
 def test_missing_prompt_is_named(model, capsys):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Environment variables: reading, and refusing what means nothing."""
 
+from pathlib import Path
+
 import pytest
 
 from sglang_ext_gen import envs
@@ -42,9 +44,11 @@ def test_known_variables_pass():
 
 
 def test_each_variable_is_described():
+    readme = Path(__file__).parents[3].joinpath("README.md").read_text("utf-8")
     names = [variable.name for variable in envs.VARIABLES]
     assert len(set(names)) == len(names)
     for variable in envs.VARIABLES:
         assert variable.name.startswith(envs.PREFIX)
         assert variable.kind
         assert variable.effect.endswith(".")
+        assert f"| `{variable.name}` |" in readme

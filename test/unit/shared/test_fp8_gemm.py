@@ -73,6 +73,16 @@ def test_reference_is_as_exact_as_its_dtype(shape, bias, dtype):
     assert snr_db(got, exact(*args)) > MIN_SNR[dtype]
 
 
+@pytest.mark.parametrize("has_units", [True, False])
+@pytest.mark.parametrize("shape", RAGGED, ids=str)
+def test_bfloat16_on_a_cpu_with_and_without_units_for_it(monkeypatch, shape, has_units):
+    monkeypatch.setattr(fp8_gemm, "has_bfloat16_units", lambda: has_units)
+    args = operands(shape, torch.bfloat16)
+    # The units take a weight that was rounded to bfloat16, too.
+    least = MIN_SNR[torch.bfloat16] - (3 if has_units else 0)
+    assert snr_db(fp8_linear(*args), exact(*args)) > least
+
+
 def test_reference_in_float64():
     args = operands((5, 33, 70), torch.float64)
     torch.testing.assert_close(fp8_linear_reference(*args), exact(*args))

@@ -228,7 +228,8 @@ def test_features_that_ranks_cannot_share_are_refused(make):
 
 @pytest.mark.parametrize(
     ("dtype", "least"),
-    [(torch.float32, 125), (torch.float16, 70), (torch.bfloat16, 53)],
+    # 50 and not 53 in bfloat16: some CPUs round the weight, too (``fp8_linear``).
+    [(torch.float32, 125), (torch.float16, 70), (torch.bfloat16, 50)],
     ids=str,
 )
 def test_resident_numerics(dtype, least):

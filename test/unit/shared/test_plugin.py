@@ -95,27 +95,14 @@ print("FOUND " + json.dumps(found))
 """
 
 
-def resolve_in_a_fresh_process(paths, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", RESOLVE, *map(str, paths)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={**os.environ, **environment},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    lines = [line for line in result.stdout.splitlines() if line.startswith("FOUND ")]
-    return json.loads(lines[-1].removeprefix("FOUND "))
-
-
-@pytest.fixture
-def checkpoints(ideogram4_golden, tmp_path):
+@pytest.fixture(scope="module")
+def checkpoints(ideogram4_golden, tmp_path_factory):
     """Ours under a name that stock sends to diffusers, and a stock conversion."""
+    folder = tmp_path_factory.mktemp("checkpoints")
     ignore = shutil.ignore_patterns("*.safetensors")
-    ours = tmp_path / "renamed-4bit-awq"
+    ours = folder / "renamed-4bit-awq"
     shutil.copytree(ideogram4_golden.checkpoint, ours, ignore=ignore)
-    nf4 = tmp_path / "ideogram-4-nf4"
+    nf4 = folder / "ideogram-4-nf4"
     shutil.copytree(ideogram4_golden.checkpoint, nf4, ignore=ignore)
     config = nf4 / "transformer" / "config.json"
     values = json.loads(config.read_text("utf-8"))
@@ -124,15 +111,52 @@ def checkpoints(ideogram4_golden, tmp_path):
     return ours, nf4
 
 
+@pytest.fixture(scope="module")
+def found(checkpoints, ideogram4_golden):
+    """What fresh processes find, by case. All at once: each imports for a minute."""
+    ours, nf4 = checkpoints
+    cases = {
+        "plugin": ([ours, nf4, "ideogram-ai/ideogram-4-fp8"], {}),
+        "disabled": (
+            [ideogram4_golden.checkpoint],
+            {"SGLANG_EXT_GEN_DISABLE": "ideogram4"},
+        ),
+        "external": (
+            [ours],
+            {
+                "SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_ext_gen",
+                # No entry point is loaded: what registers is the package's import.
+                "SGLANG_PLUGINS": "none",
+            },
+        ),
+    }
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", RESOLVE, *map(str, paths)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        for name, (paths, environment) in cases.items()
+    }
+    answers = {}
+    for name, process in processes.items():
+        output, log = process.communicate(timeout=600)
+        assert process.returncode == 0, log[-3000:]
+        [line] = [line for line in output.splitlines() if line.startswith("FOUND ")]
+        answers[name] = json.loads(line.removeprefix("FOUND "))
+    return answers
+
+
 OURS = [*["sglang_ext_gen"] * 3, "Ideogram4FP8Pipeline"]
 STOCKS = [*["sglang"] * 3, None]
 
 
 @pytest.mark.slow
-def test_entry_points_take_over_our_checkpoints_and_no_other(checkpoints):
+def test_entry_points_take_over_our_checkpoints_and_no_other(found, checkpoints):
     ours, nf4 = checkpoints
-    found = resolve_in_a_fresh_process([ours, nf4, "ideogram-ai/ideogram-4-fp8"])
-    assert found == {
+    assert found["plugin"] == {
         str(ours): OURS,
         str(nf4): STOCKS,
         "ideogram-ai/ideogram-4-fp8": OURS,
@@ -140,20 +164,11 @@ def test_entry_points_take_over_our_checkpoints_and_no_other(checkpoints):
 
 
 @pytest.mark.slow
-def test_a_disabled_family_is_given_back_to_stock(ideogram4_golden):
-    found = resolve_in_a_fresh_process(
-        [ideogram4_golden.checkpoint], SGLANG_EXT_GEN_DISABLE="ideogram4"
-    )
-    assert found == {str(ideogram4_golden.checkpoint): STOCKS}
+def test_a_disabled_family_is_given_back_to_stock(found, ideogram4_golden):
+    assert found["disabled"] == {str(ideogram4_golden.checkpoint): STOCKS}
 
 
 @pytest.mark.slow
-def test_external_model_package_works_in_both_runtimes(checkpoints):
+def test_external_model_package_works_in_both_runtimes(found, checkpoints):
     ours, _ = checkpoints
-    found = resolve_in_a_fresh_process(
-        [ours],
-        SGLANG_EXTERNAL_MODEL_PACKAGE="sglang_ext_gen",
-        # No entry point is loaded: what registers is the import of the package.
-        SGLANG_PLUGINS="none",
-    )
-    assert found == {"is diffusion": True, str(ours): OURS}
+    assert found["external"] == {"is diffusion": True, str(ours): OURS}

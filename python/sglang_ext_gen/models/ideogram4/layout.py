@@ -23,6 +23,7 @@ from sglang_ext_gen.models.ideogram4.config import (
     Ideogram4TextEncoderConfig,
     Ideogram4TransformerConfig,
 )
+from sglang_ext_gen.models.ideogram4.latent_statistics import LATENT_SCALE
 from sglang_ext_gen.models.ideogram4.tensors import (
     Config,
     Names,
@@ -69,6 +70,13 @@ _TEXT_ENCODER_CLASSES = [["Qwen3VLModel"], ["Qwen3VLForConditionalGeneration"]]
 _MAX_TENSORS = 100_000
 _SHOWN_PROBLEMS = 5  # spelled out in one error; the rest is counted
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+# What the release fixes of its VAE: a token is a patch of 2 x 2 latents, a latent 8 x 8
+# pixels (one halving fewer than there are blocks), and the latent statistics are known
+# for this many channels only.
+_PATCH_SIZE = [2, 2]
+_VAE_BLOCKS = 4
+_LATENT_CHANNELS = len(LATENT_SCALE) // math.prod(_PATCH_SIZE)
 
 # All keys of vae/config.json; another one would be another model.
 _VAE_KEYS = {
@@ -267,10 +275,17 @@ def _check_vae(folder: Path) -> list[str]:
         )
     specs = _listed(vae_specs(config), file)
     blocks = len(config["block_out_channels"])
+    if blocks != _VAE_BLOCKS:
+        raise ConfigError(
+            f"{_short(file)}: block_out_channels has {blocks} widths, expected "
+            f"{_VAE_BLOCKS}"
+        )
     tensors = read_tensors(folder / WEIGHTS_FILE)
     return [
         *_expect_class(config, file),
         *_expect(config, "act_fn", ["silu"], file),
+        *_expect(config, "latent_channels", [_LATENT_CHANNELS], file),
+        *_expect(config, "patch_size", [_PATCH_SIZE], file),
         *_expect(config, "down_block_types", [["DownEncoderBlock2D"] * blocks], file),
         *_expect(config, "up_block_types", [["UpDecoderBlock2D"] * blocks], file),
         *check_tensors(specs, tensors, where="vae/"),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Components and stage order of Ideogram 4 on SGLang's diffusion runtime."""
 
-from pathlib import Path
 from typing import Any
 
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
@@ -13,12 +12,9 @@ from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import 
 )
 from sglang.multimodal_gen.runtime.pipelines_core.stages import InputValidationStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
-from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import (
-    maybe_download_model,
-)
 
 from sglang_ext_gen.layers.sequence_parallel import fit_sequence_exchange
-from sglang_ext_gen.models.ideogram4.layout import refuse_damage
+from sglang_ext_gen.models.ideogram4.layout import COMPONENTS, refuse_damage
 from sglang_ext_gen.models.ideogram4.loaders import (
     Ideogram4TextEncoderLoader,
     Ideogram4TransformerLoader,
@@ -32,6 +28,7 @@ from sglang_ext_gen.models.ideogram4.stages import (
     Ideogram4TextEncodingStage,
 )
 from sglang_ext_gen.weights.layout import read_json
+from sglang_ext_gen.weights.source import checkpoint_folder
 
 
 class Ideogram4FP8Pipeline(ComposedPipelineBase):
@@ -61,21 +58,22 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
         return super().load_modules(server_args, loaded_modules)
 
     def _load_config(self) -> dict[str, Any]:
-        # Before stock looks: it would ask the hub for what a folder lacks.
-        if not Path(self.model_path).is_dir():
-            self.model_path = maybe_download_model(
-                self.model_path, force_diffusers_model=True
-            )
+        # Instead of stock's: that one asks the hub for what a folder lacks, and insists
+        # on folders that are named and not needed.
         assert self.server_args is not None
-        refuse_damage(
-            Path(self.model_path),
-            require_unconditional=Ideogram4FP8PipelineConfig.of(
-                self.server_args
-            ).load_unconditional,
-        )
-        config = read_json(Path(self.model_path) / "transformer" / "config.json")
+        folder = checkpoint_folder(self.model_path, self.server_args.revision)
+        self.model_path = str(folder)
+        options = Ideogram4FP8PipelineConfig.of(self.server_args)
+        refuse_damage(folder, require_unconditional=options.load_unconditional)
+        config = read_json(folder / "transformer" / "config.json")
         fit_sequence_exchange(config["num_attention_heads"], self.server_args)
-        return super()._load_config()
+        index = read_json(folder / "model_index.json")
+        on_disk = [name for name in COMPONENTS if (folder / name).is_dir()]
+        return {
+            "_class_name": index["_class_name"],
+            "_diffusers_version": index.get("_diffusers_version"),
+            **{name: index[name] for name in on_disk},
+        }
 
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
         """Text encoding, denoising, decoding; each states its disaggregated role."""

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.request_fields import RequestField
+from sglang_ext_gen.request_fields import (
+    NUM_OUTPUTS,
+    SEED,
+    RequestField,
+    check_given,
+    check_prompt,
+)
 
 DEFAULT_PRESET = "V4_DEFAULT_20"
 # The default where the unconditional transformer is left unloaded.
@@ -75,16 +81,8 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
     ),
     _size("width", "Picture width in pixels."),
     _size("height", "Picture height in pixels."),
-    RequestField(
-        "num_outputs_per_prompt",
-        "int",
-        "Pictures per prompt, with seeds seed, seed + 1, ...",
-        minimum=1,
-        maximum=10,
-    ),
-    RequestField(
-        "seed", "int", "Seed of the first picture.", minimum=0, maximum=2**53 - 1
-    ),
+    NUM_OUTPUTS,
+    SEED,
     RequestField(
         "preset",
         "str",
@@ -211,12 +209,8 @@ def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
         RequestError: Names the first field that cannot be used, its value and
             what is allowed.
     """
-    checked = {
-        field.name: field.check(values[field.name])
-        for field in REQUEST_FIELDS
-        if values.get(field.name) is not None
-    }
-    _check_prompt(checked.get("prompt"))
+    checked = check_given(REQUEST_FIELDS, values)
+    check_prompt(checked.get("prompt"))
     if checked.get("negative_prompt", "").strip():
         raise RequestError(
             "negative_prompt",
@@ -242,14 +236,3 @@ _PLAN = (
     "mu",
     "std",
 )
-
-
-def _check_prompt(prompt: str | list[str] | None) -> None:
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not prompts or not all(text.strip() for text in prompts):
-        raise RequestError("prompt", "missing or empty, expected a text to draw")
-    for text in prompts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RequestError("prompt", f"no valid Unicode text: {error}") from error

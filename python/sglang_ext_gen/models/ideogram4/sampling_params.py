@@ -6,7 +6,7 @@ carries them through SGLang and has them checked before a request is queued.
 """
 
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from sglang.multimodal_gen.configs.sample.sampling_params import (
@@ -25,32 +25,11 @@ from sglang_ext_gen.models.ideogram4.request import (
     check_request,
     plan_denoising,
 )
+from sglang_ext_gen.request_fields import SERVED_BY_SGLANG, refuse_unused_fields
 
 logger = logging.getLogger(__name__)
 
-# Fields of SGLang's base class that this model has no use for. Asking for one
-# is an error: ignoring it would give another picture than the user expects.
-_UNSUPPORTED = (
-    "attention_backend_override",
-    "boundary_ratio",
-    "cache_dit_params",
-    "cfg_gate_step",
-    "diffusers_kwargs",
-    "enable_cache_dit",
-    "enable_spectrum",
-    "enable_teacache",
-    "flow_shift",
-    "guidance_rescale",
-    "guidance_scale_2",
-    "image_path",
-    "max_sequence_length",
-    "progressive_mode",
-    "return_trajectory_decoded",
-    "rollout",
-    "skip_softmax_params",
-    "true_cfg_scale",
-    "video_path",
-)
+_USED = SERVED_BY_SGLANG | {field.name for field in REQUEST_FIELDS}
 
 
 @dataclass
@@ -106,13 +85,6 @@ class Ideogram4FP8SamplingParams(SamplingParams):
             )
         return plan
 
-    def _validate(self) -> None:
-        super()._validate()
-        defaults = {field.name: field.default for field in fields(SamplingParams)}
-        for name in _UNSUPPORTED:
-            if getattr(self, name) not in (None, defaults[name]):
-                raise RequestError(name, "not supported by Ideogram 4")
-
     def _adjust(self, server_args: Any) -> None:
         self._check(server_args)
         # The base class would read "not given" as guidance 1.
@@ -127,12 +99,13 @@ class Ideogram4FP8SamplingParams(SamplingParams):
             resolve_tokenizer,
         )
 
+        refuse_unused_fields(self, _USED, "Ideogram 4")
         values = {field.name: getattr(self, field.name) for field in REQUEST_FIELDS}
         seeds = self.seed if isinstance(self.seed, list) else [self.seed]
         for seed in seeds:
             check_request({**values, "seed": seed})
         assert self.prompt is not None, "check_request refuses a missing prompt"
-        tokenizer = resolve_tokenizer(server_args.model_path)
+        tokenizer = resolve_tokenizer(server_args.model_path, server_args.revision)
         for prompt in [self.prompt] if isinstance(self.prompt, str) else self.prompt:
             check_prompt_length(tokenizer, prompt)
             advise_on_caption(prompt, logger)

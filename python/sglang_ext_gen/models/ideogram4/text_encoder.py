@@ -11,7 +11,6 @@ which makes it ordinary one-dimensional RoPE.
 """
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,21 +29,20 @@ from sglang_ext_gen.models.ideogram4.config import (
     Ideogram4TextEncoderConfig,
 )
 from sglang_ext_gen.models.ideogram4.request import MAX_PROMPT_TOKENS
+from sglang_ext_gen.weights.source import checkpoint_folder
 
 
 @cache
-def resolve_tokenizer(model_path: str) -> Any:
+def resolve_tokenizer(model_path: str, revision: str | None) -> Any:
     """The tokenizer of a checkpoint (transformers), once per process.
 
     Args:
-        model_path: Local directory, or an id that SGLang has downloaded.
+        model_path: Local directory, or a Hugging Face id.
+        revision: Of the id.
     """
-    from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import (
-        maybe_download_model,
-    )
     from transformers import AutoTokenizer
 
-    folder = Path(maybe_download_model(model_path, force_diffusers_model=True))
+    folder = checkpoint_folder(model_path, revision)
     return AutoTokenizer.from_pretrained(folder / "tokenizer")
 
 

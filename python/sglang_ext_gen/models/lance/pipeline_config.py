@@ -18,6 +18,7 @@ from sglang.multimodal_gen.configs.pipeline_configs.base import (
 )
 from sglang.multimodal_gen.configs.sample.sampling_params import DataType
 
+from sglang_ext_gen import load_options
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.lance.layout import (
     VisionSource,
@@ -80,12 +81,7 @@ class LancePipelineConfig(PipelineConfig):
     @staticmethod
     def add_pipeline_cli_args(parser: argparse.ArgumentParser) -> None:
         """Add this config's flags to ``sglang serve --model-path``; SGLang calls it."""
-        for option in LOAD_OPTIONS:
-            parser.add_argument(
-                "--" + option.name.replace("_", "-"),
-                choices=option.choices or None,
-                help=option.help,
-            )
+        load_options.add_flags(parser, LOAD_OPTIONS)
 
     @property
     def tiling(self) -> Tiling | None:

@@ -51,7 +51,7 @@ class QwenImageTransformerLoader(TransformerLoader):
         cpu_offload_flag: bool = False,
     ) -> nn.Module:
         """Load the transformer in the format that ``weight_format`` names."""
-        config = server_args.pipeline_config
+        config: Any = server_args.pipeline_config
         if config.weight_format == "released":
             return super().load_customized(
                 component_model_path, server_args, component_name, cpu_offload_flag
@@ -86,7 +86,7 @@ def load_fp8_transformer(
     released = read_json(folder / "config.json")
     dit_config.update_model_arch(dict(released))
     released.pop("_class_name", None)
-    model = initialize_model(
+    model: Any = initialize_model(
         QwenImageExtTransformer,
         {
             "config": dit_config,
@@ -156,7 +156,7 @@ def _place(module: nn.Module, leaf: str, tensor: Tensor, name: str) -> None:
 
 
 def _rank_part(
-    module: nn.Module, leaf: str, parameter: nn.Parameter, tensor: Tensor
+    module: Any, leaf: str, parameter: nn.Parameter, tensor: Tensor
 ) -> Tensor:
     """The part that stock's parallel linears hold; whole for everything else."""
     if not isinstance(module, LinearBase) or not hasattr(module, "tp_rank"):

@@ -15,7 +15,7 @@ Stock's loading and merging, with these contracts added:
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class AccountedLoRAPipeline(LoRAPipeline):
         lora_path: str | list[str | None] | None = None,
         target: str | list[str] = "all",
         strength: float | list[float] = 1.0,
-        lora_alpha: float | list[float | None] | None = None,
+        lora_alpha: Any = None,
         cache_merged: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -75,7 +75,8 @@ class AccountedLoRAPipeline(LoRAPipeline):
             lora_path: A file, a folder or a Hugging Face id; None is the loaded one.
             target: As stock's.
             strength: As stock's.
-            lora_alpha: For adapters whose weights come without one.
+            lora_alpha: Number or list of numbers, for adapters whose weights come
+                without one; stock's type says integer.
             cache_merged: Not used; see the module docstring.
             kwargs: Stock's ``merge_weights`` and ``merge_mode``.
 
@@ -83,7 +84,8 @@ class AccountedLoRAPipeline(LoRAPipeline):
             RequestError: The transformer holds FP8 weights; lists differ in length; an
                 adapter cannot be read, or one of its keys reaches no layer.
         """
-        if self.server_args.pipeline_config.weight_format == "fp8":
+        config: Any = self.server_args.pipeline_config
+        if config.weight_format == "fp8":
             raise RequestError(
                 "lora_path",
                 "an adapter cannot be merged into FP8 weights without rounding it "
@@ -118,7 +120,7 @@ class AccountedLoRAPipeline(LoRAPipeline):
         self,
         names: list[str],
         paths: list[str | None],
-        alphas: list[float | None],
+        alphas: Sequence[float | None],
     ) -> None:
         """Stock loads an adapter again when it does not know it."""
         for name, path, alpha in zip(names, paths, alphas, strict=True):
@@ -133,7 +135,7 @@ class AccountedLoRAPipeline(LoRAPipeline):
         lora_nickname: str,
         rank: int,
         weight_name: str | None = None,
-        lora_alpha: float | None = None,
+        lora_alpha: Any = None,
     ) -> None:
         """As stock's, then match every key with a layer.
 

@@ -121,7 +121,7 @@ class QwenImageEditExtPipeline(_CheckedPipeline, QwenImageEditPlusPipeline):
 
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
         """Text and pictures, references, noise, schedule, loop, VAE."""
-        config = server_args.pipeline_config
+        config: Any = server_args.pipeline_config
         config.is_first_release = takes_one_reference(Path(self.model_path))
         self.add_stage(InputValidationStage())
         self.add_stage(

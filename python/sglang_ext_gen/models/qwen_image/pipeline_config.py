@@ -5,6 +5,7 @@ Subclasses of stock's configs that change only the contracts named in ``README.m
 The classes are pickled to every worker, so they stay at module level.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
 from sglang.multimodal_gen.runtime.utils.vision import preprocess_image
 from torch import Tensor
 
+from sglang_ext_gen import load_options
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.qwen_image.options import LOAD_OPTIONS
 from sglang_ext_gen.models.qwen_image.references import size_for_pixels
@@ -70,6 +72,11 @@ class QwenImageOptions:
     dit_config: DiTConfig = field(default_factory=QwenImageDitConfig)
     transformer_class_override: str | None = "QwenImageExtTransformer"
     weight_format: str = "released"
+
+    @staticmethod
+    def add_pipeline_cli_args(parser: argparse.ArgumentParser) -> None:
+        """Add this config's flags to ``sglang serve --model-path``; SGLang calls it."""
+        load_options.add_flags(parser, LOAD_OPTIONS)
 
     def supports_native_grouped_requests(self) -> bool:
         """True: the denoising stage batches a list of requests itself."""

@@ -78,6 +78,6 @@ class RowwiseFP8LinearMethod(LinearMethodBase):
         )
         set_weight_attrs(layer.weight_scale, {"output_dim": 0, **extra_weight_attrs})
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., in] -> [..., out] in the dtype of ``x``."""
         return fp8_linear(x, layer.weight, layer.weight_scale, bias)

@@ -20,6 +20,7 @@ MAX_REFERENCE_FILE_BYTES = 32 << 20
 MAX_REFERENCE_PIXELS = 64 << 20
 MAX_REFERENCE_ASPECT = 16
 _SIDE_MULTIPLE = 32
+_URLS = ("http://", "https://", "data:")
 
 
 def size_for_pixels(pixels: int, width: int, height: int) -> tuple[int, int]:
@@ -39,7 +40,8 @@ def check_references(
     """Check number, size and format of the pictures before a request is queued.
 
     Args:
-        images: Paths. What is no file (a URL, base64 data) is left to the worker.
+        images: Paths. A URL (``http:``, ``data:``) is left to the worker; over HTTP
+            there are none.
         most: How many the checkpoint takes.
 
     Raises:
@@ -53,11 +55,13 @@ def check_references(
     if len(paths) > most:
         raise RequestError("image_path", f"{len(paths)} pictures given, at most {most}")
     for index, path in enumerate(paths):
-        if os.path.isfile(path):
+        if not path.startswith(_URLS):
             _check_file(f"picture {index + 1}", path)
 
 
 def _check_file(name: str, path: str) -> None:
+    if not os.path.isfile(path):
+        raise RequestError("image_path", f"{name}: {path} is no file")
     size = os.path.getsize(path)
     if size > MAX_REFERENCE_FILE_BYTES:
         raise RequestError(
@@ -70,7 +74,11 @@ def _check_file(name: str, path: str) -> None:
             image.load()
     except RequestError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise RequestError(
+            "image_path", f"{name} has more than {MAX_REFERENCE_PIXELS} pixels"
+        ) from error
+    except UnidentifiedImageError as error:
         raise RequestError(
             "image_path", f"{name} is no picture that can be read"
         ) from error

@@ -25,7 +25,9 @@ DEFAULT_REFERENCE_PIXELS = 1024 * 1024
 # One token is 16 x 16 pixels.
 PIXELS_PER_TOKEN = 16
 
-_SIZE = {"minimum": 128, "maximum": 4096, "multiple_of": 16}
+# The released schedules end at ``shift_terminal``, which takes two.
+_MIN_STEPS = 2
+_SIZE: dict[str, Any] = {"minimum": 128, "maximum": 4096, "multiple_of": 16}
 
 _COMMON: tuple[RequestField, ...] = (
     RequestField("width", "int", "Picture width in pixels.", **_SIZE),
@@ -44,8 +46,7 @@ _COMMON: tuple[RequestField, ...] = (
         "num_inference_steps",
         "int",
         "Denoising steps; 50 by default, 40 for edits.",
-        # The released schedules end at ``shift_terminal``, which takes two.
-        minimum=2,
+        minimum=_MIN_STEPS,
         maximum=200,
     ),
     RequestField(
@@ -153,8 +154,11 @@ def _check_sigmas(checked: dict[str, Any]) -> None:
     sigmas = checked.get("sigmas")
     if sigmas is None:
         return
-    if not sigmas:
-        raise RequestError("sigmas", "an empty list given, expected one value a step")
+    if len(sigmas) < _MIN_STEPS:
+        raise RequestError(
+            "sigmas",
+            f"{len(sigmas)} given, expected one a step and at least {_MIN_STEPS}",
+        )
     if any(after >= before for before, after in itertools.pairwise(sigmas)):
         raise RequestError("sigmas", f"{sigmas} given, expected falling values")
     steps = checked.setdefault("num_inference_steps", len(sigmas))

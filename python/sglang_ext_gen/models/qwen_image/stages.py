@@ -11,10 +11,7 @@ from copy import copy
 from typing import Any
 
 import torch
-from sglang.multimodal_gen.runtime.distributed import (
-    get_local_torch_device,
-    get_sp_world_size,
-)
+from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
 from sglang.multimodal_gen.runtime.pipelines_core.stages import (
     DenoisingStage,
     ImageVAEEncodingStage,
@@ -161,15 +158,6 @@ class QwenImageDenoisingStage(DenoisingStage):
 def _batch_key(batch: Request) -> Hashable:
     """Requests with the same key can share a batch."""
     params = batch.sampling_params
-    text_lengths = None
-    if get_sp_world_size() > 1:
-        # Stock's sequence-parallel attention takes no mask over the text.
-        text_lengths = (
-            batch.prompt_embeds[0].shape[1],
-            batch.negative_prompt_embeds[0].shape[1]
-            if batch.do_classifier_free_guidance
-            else None,
-        )
     return (
         (batch.height, batch.width),
         tuple(batch.vae_image_sizes or ()),
@@ -179,7 +167,6 @@ def _batch_key(batch: Request) -> Hashable:
         params.quality,
         batch.return_trajectory_latents,
         batch.is_warmup,
-        text_lengths,
     )
 
 
