@@ -35,6 +35,7 @@ def test_bench_fp8_linear() -> None:
     assert record["rows"]
 
 
+@pytest.mark.unproven
 def test_bench_ming_image() -> None:
     """The part in one process; the other one starts two servers."""
     output, record = run("bench_ming_image.py")
