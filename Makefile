@@ -45,7 +45,7 @@ bench: setup ## Run the benchmarks at their tiny size
 	$(BIN)/python benchmark/bench_fp8_linear.py --tiny
 	$(BIN)/python benchmark/bench_denoise.py --tiny
 	$(BIN)/python benchmark/bench_qwen_image.py --tiny
-	$(BIN)/python benchmark/bench_lance.py --tiny
+	$(BIN)/python benchmark/bench_lance.py --tiny --parts steps
 	$(BIN)/python benchmark/bench_loading.py --tiny
 	$(BIN)/python benchmark/bench_thinker.py --tiny
 

@@ -51,6 +51,7 @@ class Sampler:
     def __init__(self) -> None:
         self.written = 0
         self.peak = 0
+        self.peak_mapped = 0
         self._start = resident_bytes()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -66,26 +67,30 @@ class Sampler:
     def counted(
         self, weights: Iterable[tuple[str, Tensor]]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Pass tensors on; one is written when the next is asked for."""
+        """Pass tensors on, each counted as written from now on.
+
+        What is beyond grows until a shard is done, so its peak is seen after a write.
+        """
         for name, tensor in weights:
-            size = 0 if target_of(name) is None else tensor.nbytes
+            self.written += 0 if target_of(name) is None else tensor.nbytes
             yield name, tensor
-            self.written += size
 
     def _run(self) -> None:
         while not self._done.wait(SAMPLE_SECONDS):
-            beyond = resident_bytes() - self._start - self.written
-            self.peak = max(self.peak, beyond)
+            own, mapped = (
+                now - start
+                for now, start in zip(resident_bytes(), self._start, strict=True)
+            )
+            self.peak = max(self.peak, own + mapped - self.written)
+            self.peak_mapped = max(self.peak_mapped, mapped)
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process: anonymous pages and those of mapped files."""
-    kilobytes = [
-        int(line.split()[1])
-        for line in Path("/proc/self/status").read_text("ascii").splitlines()
-        if line.startswith(("RssAnon:", "RssFile:"))
-    ]
-    return sum(kilobytes) * 1024
+def resident_bytes() -> tuple[int, int]:
+    """Resident memory of this process: its own pages, and those of mapped files."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    pages = dict(line.split(":", 1) for line in lines)
+    own, mapped = (int(pages[name].split()[0]) for name in ("RssAnon", "RssFile"))
+    return own * 1024, mapped * 1024
 
 
 def main() -> None:
@@ -102,7 +107,8 @@ def main() -> None:
     print(f"{SHARDS} shards of up to {shard / MIB:.0f} MiB")
     print(f"written into parameters: {sampler.written / MIB:8.0f} MiB")
     print(f"peak beyond them:        {sampler.peak / MIB:8.0f} MiB")
-    print(f"peak in shards:          {sampler.peak / shard:8.2f}")
+    print(f"  in shards:             {sampler.peak / shard:8.2f}")
+    print(f"  mapped shards alone:   {sampler.peak_mapped / shard:8.2f}")
     print(
         json.dumps(
             {
@@ -115,6 +121,7 @@ def main() -> None:
                 "shard_bytes": shard,
                 "written_bytes": sampler.written,
                 "peak_beyond_bytes": sampler.peak,
+                "peak_mapped_bytes": sampler.peak_mapped,
             }
         )
     )
@@ -146,7 +153,9 @@ def load(checkpoint: Path) -> Sampler:
             max_total_tokens=512,
             mem_fraction_static=0.2,
         ),
-        one_batch.BenchArgs(batch_size=(1,), input_len=(8,), output_len=(2,)),
+        one_batch.BenchArgs(
+            batch_size=(1,), input_len=(8,), output_len=(2,), result_filename=""
+        ),
     )
     [sampler] = samplers
     return sampler

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ming draws from the command line in bfloat16, thinker and generator."""
+"""Ming draws from the command line in bfloat16, and in the demo."""
 
 import json
 import subprocess
@@ -14,7 +14,8 @@ from ming_drawing import BF16_DB, golden_png, golden_request
 from server.ming import FLAGS
 from server.servers import free_ports, server_environment
 
-pytestmark = pytest.mark.slow
+# Written, not yet run to their end.
+pytestmark = [pytest.mark.slow, pytest.mark.unproven]
 
 
 def test_all_in_bfloat16(golden_dir, tmp_path: Path) -> None:
@@ -63,4 +64,4 @@ def test_demo_draws_chats_and_edits(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-3000:]
     pictures = [file for file in (tmp_path / "demo").iterdir() if file.is_file()]
     assert {file.stem for file in pictures} == {f"ming_omni-{i}" for i in (1, 2, 3)}
-    assert "What is in this picture? '" in run.stdout
+    assert "What is in this picture? " in run.stdout

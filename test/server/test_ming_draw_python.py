@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,13 @@ def generator(golden: Golden, folder: Path) -> Iterator[Any]:
 
 
 def thinker_processes() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "sglang.launch_server" in " ".join(process.cmdline())
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        # Some end while they are looked at.
+        with suppress(psutil.NoSuchProcess):
+            if "sglang.launch_server" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def draw(generator: Any, **fields: Any) -> list[np.ndarray]:
@@ -199,6 +202,8 @@ def test_dead_thinker_is_an_error_and_comes_back(generator):
             time.sleep(2)
 
 
+# An earlier form, with a thinker of its own behind the command line, was run.
+@pytest.mark.unproven
 def test_restarted_parts_write_the_same_bytes(generator, golden, folder):
     """A new worker, by the command line, and the thinker that was just started anew."""
     fields = {"prompt": "a fox in the snow", "seed": 4, **SMALL}

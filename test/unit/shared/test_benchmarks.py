@@ -35,6 +35,7 @@ def test_bench_fp8_linear() -> None:
     assert record["rows"]
 
 
+@pytest.mark.unproven
 def test_bench_ming_image() -> None:
     """The part in one process; the other one starts two servers."""
     output, record = run("bench_ming_image.py")
@@ -50,8 +51,8 @@ def test_bench_loading() -> None:
     _, record = run("bench_loading.py")
     assert {"hardware", "commit", "sglang", "torch", "seed"} <= record.keys()
     assert record["written_bytes"] > 4 * record["shard_bytes"]
-    # One shard, and what the process itself allocates meanwhile.
-    assert record["peak_beyond_bytes"] < 1.2 * record["shard_bytes"]
+    # One shard, and what the process allocates meanwhile: 15 MB, whatever the size.
+    assert record["peak_beyond_bytes"] < record["shard_bytes"] + (32 << 20)
 
 
 def test_bench_denoise() -> None:
