@@ -146,13 +146,14 @@ def load(checkpoint: Path) -> Sampler:
             return original(self, sampler.counted(weights))
 
     thinker.load_weights = sampled
+    arguments: dict[str, Any] = {
+        "model_path": str(checkpoint),
+        "dtype": "bfloat16",
+        "max_total_tokens": 512,
+        "mem_fraction_static": 0.2,
+    }
     one_batch.main(
-        ServerArgs(
-            model_path=str(checkpoint),
-            dtype="bfloat16",
-            max_total_tokens=512,
-            mem_fraction_static=0.2,
-        ),
+        ServerArgs(**arguments),
         one_batch.BenchArgs(
             batch_size=(1,), input_len=(8,), output_len=(2,), result_filename=""
         ),

@@ -38,6 +38,7 @@ def run(checkpoint: Path, **server_args: Any) -> list[Any]:
         checkpoint, text_encoder_precisions=("fp32",), **server_args
     ) as generator:
         results = generator.generate(sampling_params_kwargs=REQUEST)
+        assert isinstance(results, list)
         return [result.samples for result in results]
 
 

@@ -7,7 +7,7 @@ The last tests kill parts of the server, so the order of this file matters.
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import openai
@@ -102,7 +102,7 @@ def draw_golden(client: OpenAI, golden: Golden) -> float:
     response = client.images.generate(
         model=NAME,
         prompt=fields.pop("prompt"),
-        size=f"{width}x{height}",
+        size=cast(Any, f"{width}x{height}"),
         output_format="png",
         response_format="b64_json",
         extra_body=fields,

@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.container import InputContainer
 
 from conftest import Golden
 from server.lance_requests import (
@@ -102,6 +103,7 @@ def test_video_file_has_the_frames_and_the_rate(generator):
     fields = {"prompt": "waves", "task_type": "t2v", "num_frames": 6, **SMALL}
     result = generator.generate(sampling_params_kwargs=fields)
     with av.open(result.output_file_path, "r") as container:
+        assert isinstance(container, InputContainer)
         stream = container.streams.video[0]
         assert stream.average_rate == 12
         frames = sum(1 for _ in container.decode(video=0))

@@ -176,7 +176,7 @@ class RestatedErrors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        reply = OpenAIErrors(send, frozenset())
+        reply = OpenAIErrors(send, {})
         try:
             await self._app(scope, receive, reply)
         except ClientDisconnect:

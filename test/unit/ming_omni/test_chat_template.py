@@ -5,7 +5,9 @@ import pytest
 from jinja2.exceptions import TemplateError
 
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.models.ming_omni.thinker import tiny
 from sglang_ext_gen.models.ming_omni.thinker.chat_template import chat_template
+from sglang_ext_gen.models.ming_omni.thinker.tokenizer import BailingTokenizer
 from sglang_ext_gen.models.ming_omni.thinker_protocol import (
     RESERVED,
     generation_prompt,
@@ -133,3 +135,12 @@ def test_the_generators_prompt_is_the_official_text(ming_golden):
     cases = ming_golden.json["cases"]
     assert generation_prompt("Draw a cat.") == cases["e_t2i"]["prompt_text"]
     assert generation_prompt("Make it red.", images=1) == cases["e_edit"]["prompt_text"]
+
+
+def test_the_tokenizer_keeps_text_as_it_is(tmp_path):
+    # A snapshot's tokenizer_config.json may say little of how text is cut and joined.
+    tiny.write_tiny(tmp_path / "tiny")
+    tokenizer = BailingTokenizer.from_pretrained(tmp_path / "tiny")
+    written = "Two  words,\n你好 <IMAGE>"
+    assert tokenizer.decode(tokenizer.encode(written)) == written
+    assert tokenizer.chat_template == chat_template()

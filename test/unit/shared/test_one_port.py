@@ -129,7 +129,7 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
 )
 def test_a_request_reaches_its_part_as_it_is(server, method, target, title):
     headers = {"authorization": "Bearer x", "connection": "close"}
-    content = {"json": {"do": "echo"}} if method == "POST" else {}
+    content: dict[str, Any] = {"json": {"do": "echo"}} if method == "POST" else {}
     reply = httpx.request(method, server + target, headers=headers, **content)
     seen = reply.json()
     assert (seen["title"], reply.headers["x-part"]) == (title, title)

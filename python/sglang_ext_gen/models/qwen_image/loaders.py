@@ -7,7 +7,7 @@ as it is read and its shard is closed before the next one is opened.
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -164,11 +164,13 @@ def _rank_part(
     is_row_parallel = isinstance(module, RowParallelLinear)
     if is_row_parallel and leaf != "weight":
         return tensor
+    # To a type checker the ranks of a linear are tensors or modules.
+    rank, ranks = cast(Any, module).tp_rank, cast(Any, module).tp_size
     dim = 1 if is_row_parallel else 0
     size = parameter.shape[dim]
-    if tensor.ndim != parameter.ndim or tensor.shape[dim] != size * module.tp_size:
+    if tensor.ndim != parameter.ndim or tensor.shape[dim] != size * ranks:
         return tensor  # refused by its shape
-    return tensor.narrow(dim, module.tp_rank * size, size)
+    return tensor.narrow(dim, rank * size, size)
 
 
 def _log_sizes(model: nn.Module) -> None:

@@ -24,9 +24,14 @@ class BailingTokenizer(PreTrainedTokenizerFast):
     it even in a folder without ``config.json``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs["chat_template"] = chat_template()
-        super().__init__(*args, **kwargs)
+    # Not in a constructor: to a class that has one of its own Transformers hands the
+    # bare vocabulary, and how tokenizer.json cuts and joins text is lost.
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "BailingTokenizer":
+        """Load the tokenizer as it is in ``tokenizer.json``."""
+        tokenizer = super().from_pretrained(*args, **kwargs)
+        tokenizer.chat_template = chat_template()
+        return tokenizer
 
 
 class MingTokenizerHolder:
