@@ -33,8 +33,9 @@ demo: setup ## Write tiny checkpoints, draw and chat with them, on any device
 	$(BIN)/python -m sglang_ext_gen demo
 	$(BIN)/python -m sglang_ext_gen demo ming_omni
 
+# Two files at a time: a starting server keeps one core busy for a minute.
 test: setup ## Run every test that needs no accelerator; ARGS are passed to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check .
