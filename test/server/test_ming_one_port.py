@@ -200,7 +200,6 @@ def test_bad_field_is_refused_by_name(server, path, body, word):
     refused(server, path, 400, word, json={**given, **body})
 
 
-@pytest.mark.unproven
 def test_bad_references_are_refused(server, golden):
     picture = (golden.path / "reference.png").read_bytes()
     many = [("image[]", (f"{i}.png", picture)) for i in range(20)]
@@ -234,7 +233,6 @@ def test_a_client_that_leaves_does_no_harm(server, client, golden):
     assert is_healthy(server)
 
 
-@pytest.mark.unproven
 def test_parts_that_are_killed_are_named_and_come_back(server, client, golden):
     chat = golden.json["cases"]["chat_text"]["greedy_text"]
     # The generator's worker, during a request.
