@@ -57,8 +57,9 @@ def main(argv: list[str]) -> int:
             name = {"output_file_name": f"{family.name}-{number}"}
             outputs = running.output_fields(str(arguments.output))
             fields = {**request, **outputs, **name}
-            if "image_path" in fields:  # an earlier picture of the demo, by name
-                fields["image_path"] = made[fields["image_path"]]
+            if "image_path" in fields:  # a file, or an earlier picture by its name
+                source = fields["image_path"]
+                fields["image_path"] = made.get(str(source), source)
             description = running.describe(running.run_request(generator, fields))
             made[name["output_file_name"]] = description["outputs"][0]["path"]
             lines.append(running.report(description))
