@@ -43,13 +43,18 @@ def client_of(server: Server) -> OpenAI:
 def part_of(server: Server, title: str) -> psutil.Process:
     """The main process of a part."""
     word = {"thinker": "sglang.launch_server", "generator": "sglang_ext_gen"}[title]
-    [part] = [p for p in server.process.children() if word in p.cmdline()]
+    [part] = [p for p in living(server.process.children()) if word in p.cmdline()]
     return part
+
+
+def living(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended: a killed one is a zombie until it is waited for."""
+    return [p for p in processes if p.is_running() and p.status() != "zombie"]
 
 
 def worker_of(server: Server, title: str) -> psutil.Process:
     """A process of a part that runs its model: the one with the most memory."""
-    children = part_of(server, title).children(recursive=True)
+    children = living(part_of(server, title).children(recursive=True))
     return max(children, key=lambda process: process.memory_info().rss)
 
 

@@ -3,7 +3,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
+
+from sglang_ext_gen.serving.child_server import free_port
 
 if TYPE_CHECKING:
     from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
@@ -166,23 +167,8 @@ def server_environment(extra: dict[str, str]) -> dict[str, str]:
 
 
 def free_ports() -> tuple[int, int, int]:
-    """Free ports for HTTP, scheduler and torch; the one after HTTP's is free too.
-
-    SGLang's broker listens on the HTTP port plus one.
-    """
-    for _ in range(100):
-        with socket.socket() as http, socket.socket() as broker:
-            http.bind(("127.0.0.1", 0))
-            port = http.getsockname()[1]
-            try:
-                broker.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            with socket.socket() as scheduler, socket.socket() as master:
-                scheduler.bind(("127.0.0.1", 0))
-                master.bind(("127.0.0.1", 0))
-                return port, scheduler.getsockname()[1], master.getsockname()[1]
-    raise ServerError("no two free ports in a row after 100 attempts")
+    """Free ports for HTTP, scheduler and torch; the one after each is free too."""
+    return free_port(), free_port(), free_port()
 
 
 def wait_until_healthy(server: Server) -> None:

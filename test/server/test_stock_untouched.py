@@ -84,6 +84,10 @@ def write_tiny_z_image(folder: Path, tokenizer: Path) -> None:
     for name, (library, component) in components.items():
         if name != "scheduler":
             component.to(torch.bfloat16)
+        if name == "transformer":
+            # diffusers leaves these two as the memory was found.
+            torch.nn.init.normal_(component.x_pad_token, std=0.02)
+            torch.nn.init.normal_(component.cap_pad_token, std=0.02)
         component.save_pretrained(folder / name)
         index[name] = [library, type(component).__name__]
     # Stock reads these two by other names than diffusers writes.

@@ -5,7 +5,9 @@ The child cannot outlive its parent, however that ends: the kernel kills it
 (``die_with_parent.py``), and SGLang's own workers ask the same of the kernel.
 """
 
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -30,6 +32,11 @@ _HEALTH_SECONDS = 5.0
 _TERMINATE_SECONDS = 20.0
 # After SIGKILL only the kernel is waited for.
 _KILL_SECONDS = 10.0
+
+# Below Linux's default range for outgoing connections, above the well-known servers.
+_PORTS = range(12_000, 32_000, 2)
+
+_candidates = itertools.cycle(random.SystemRandom().sample(_PORTS, len(_PORTS)))
 
 _LAUNCHER = Path(__file__).with_name("die_with_parent.py")
 
@@ -198,15 +205,17 @@ class ChildServer:
 def free_port() -> int:
     """A port of 127.0.0.1 that nothing listens on at this moment, as on the next one.
 
-    SGLang's diffusion server listens on the one after its HTTP port, too.
+    SGLang's diffusion server listens on the one after its HTTP port, too. A server may
+    take a minute before it binds its ports, so they are not of those that the kernel
+    gives to outgoing connections, and no two calls in a process give the same one.
     """
     while True:
+        port = next(_candidates)
         with socket.socket() as probe, socket.socket() as next_probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
             try:
+                probe.bind(("127.0.0.1", port))
                 next_probe.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
+            except OSError:
                 continue
             return port
 
