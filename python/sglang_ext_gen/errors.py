@@ -7,6 +7,13 @@ treats it correctly. A message says what was given, what is allowed, where it
 came from and what to do.
 """
 
+import re
+from collections.abc import Collection
+
+_WORKER_ERROR = re.compile(
+    r"Error executing (?:grouped )?request [^\s:]+: (\w+): (.*)", re.DOTALL
+)
+
 
 class ExtGenError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -28,6 +35,21 @@ class RequestError(ExtGenError, ValueError):
     def __reduce__(self) -> tuple[type["RequestError"], tuple[str, str]]:
         # The default would rebuild from args, which hold the joined text.
         return type(self), (self.field, self.message)
+
+
+def refusal_in(message: str, fields: Collection[str]) -> RequestError | None:
+    """The refusal that a worker's error carries, or None where it failed otherwise.
+
+    Errors of workers reach the user's process as text.
+
+    Args:
+        message: SGLang's message, which ends with the text of the worker's exception.
+        fields: Names of request fields.
+    """
+    found = _WORKER_ERROR.search(message)
+    if found is None or found[1] not in fields:
+        return None
+    return RequestError(found[1], found[2])
 
 
 class CheckpointError(ExtGenError, RuntimeError):

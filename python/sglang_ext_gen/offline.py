@@ -34,7 +34,7 @@ from sglang.multimodal_gen.runtime.pipelines_core import Req
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import OutputBatch
 from sglang.multimodal_gen.runtime.utils.trace_wrapper import trace_req
 
-from sglang_ext_gen.errors import GenerationError, RequestError
+from sglang_ext_gen.errors import GenerationError, RequestError, refusal_in
 from sglang_ext_gen.registry import ModelFamily, family_of_config, resolve
 
 Results = GenerationResult | list[GenerationResult]
@@ -49,7 +49,8 @@ def generate(
     """Around ``DiffGenerator.generate``: stock's for stock models.
 
     Raises:
-        RequestError: A field of the request cannot be used.
+        RequestError: A field of the request cannot be used; also where only a worker
+            could find out.
         GenerationError: The request failed in a worker.
     """
     family = family_of_config(generator.server_args.pipeline_config)
@@ -66,7 +67,8 @@ def generate(
             stack.enter_context(trace_req(request.trace_ctx))
         batch = generator._send_to_scheduler_and_wait_for_response(requests)
         if batch.error:
-            raise GenerationError(batch.error)
+            known = {field.name for field in resolve(family.request_fields)}
+            raise refusal_in(batch.error, known) or GenerationError(batch.error)
         samples = _collect_samples(batch, outputs)
     seconds = time.perf_counter() - started
     results = [

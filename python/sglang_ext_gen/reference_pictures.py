@@ -5,16 +5,19 @@ A picture is checked in the user's process before the request is queued, and rea
 in the worker. Imports neither torch nor SGLang.
 """
 
+import functools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sglang_ext_gen.errors import RequestError
 
 MAX_FILE_BYTES = 32 << 20
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000  # of a picture, or of a frame of a video
 MAX_ASPECT_RATIO = 16
 FIELD = "image_path"
 
@@ -39,11 +42,30 @@ def check_references(paths: Sequence[str], most: int) -> list[tuple[int, int]]:
     """
     if len(paths) > most:
         raise RequestError(FIELD, f"{len(paths)} pictures given, at most {most}")
-    sizes = []
-    for index, path in enumerate(paths):
-        image = read_reference(path, f"picture {index + 1}")
-        sizes.append((image.height, image.width))
-    return sizes
+    return [
+        picture_size(path, f"picture {index + 1}") for index, path in enumerate(paths)
+    ]
+
+
+def picture_size(path: str, name: str = "the picture") -> tuple[int, int]:
+    """Height and width of a picture that can be read to its end.
+
+    Asked again for a file that has not changed since, it answers from memory: a server
+    decodes pictures in a thread before the request's own check asks.
+
+    Raises:
+        RequestError: As ``opened_picture``.
+    """
+    state = os.stat(path) if os.path.isfile(path) else None
+    stamp = None if state is None else (state.st_mtime_ns, state.st_size, state.st_ino)
+    return _picture_size(path, name, stamp)
+
+
+@functools.lru_cache(maxsize=256)
+def _picture_size(path: str, name: str, stamp: object) -> tuple[int, int]:
+    with opened_picture(path, name) as image:
+        image.load()
+        return image.height, image.width
 
 
 def read_reference(path: str, name: str = "the picture") -> Image.Image:
@@ -54,44 +76,67 @@ def read_reference(path: str, name: str = "the picture") -> Image.Image:
         name: What to call it in messages.
 
     Raises:
-        RequestError: It is missing, damaged, animated, or beyond a limit.
+        RequestError: As ``opened_picture``.
     """
-    if not os.path.isfile(path):
-        raise RequestError(FIELD, f"{name}: there is no file {path}")
-    if (size := os.path.getsize(path)) > MAX_FILE_BYTES:
+    with opened_picture(path, name) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def opened_picture(source: str | bytes, name: str) -> Iterator[Image.Image]:
+    """A still picture whose pixels are read within the block.
+
+    Args:
+        source: A local file, or what is in one.
+        name: What to call it in messages.
+
+    Raises:
+        RequestError: It is missing, damaged, animated, or beyond a limit; also where
+            the block reads pixels that are damaged.
+    """
+    if isinstance(source, str) and not os.path.isfile(source):
+        raise RequestError(FIELD, f"{name}: there is no file {source}")
+    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+    if size > MAX_FILE_BYTES:
         raise RequestError(FIELD, f"{name} has {size} bytes, at most {MAX_FILE_BYTES}")
     try:
-        # Opening reads the header only: the size is known before any pixel, and
-        # checked below, so Pillow need not warn of it.
-        with _opened(path) as image:
-            _check_size(name, *image.size)
-            if getattr(image, "n_frames", 1) > 1:  # only some formats have frames
+        # Opening reads the header only: the size is known before any pixel.
+        with _open(source) as image:
+            check_dimensions(FIELD, name, *image.size)
+            # Only some formats have frames; those of MPO are a camera's previews.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise RequestError(FIELD, f"{name} is animated; send a still picture")
-            return image.convert("RGB")
+            yield image
     except RequestError:
         raise
     except Image.DecompressionBombError as error:
         raise RequestError(FIELD, f"{name} has over {MAX_PIXELS} pixels") from error
-    except UnidentifiedImageError as error:
-        raise RequestError(FIELD, f"{name} is no picture that can be read") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise RequestError(FIELD, f"{name} is damaged: {error}") from error
+        raise RequestError(
+            FIELD, f"{name} is not a readable picture: {error}"
+        ) from error
 
 
-def _opened(path: str) -> Image.Image:
+def _open(source: str | bytes) -> Image.Image:
     with warnings.catch_warnings():
+        # Its size is checked right after.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        return Image.open(BytesIO(source) if isinstance(source, bytes) else source)
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def check_dimensions(field: str, name: str, width: int, height: int) -> None:
+    """Refuse a picture or a frame beyond the limits by its header.
+
+    Raises:
+        RequestError: For ``field``; says the limit.
+    """
     if width * height > MAX_PIXELS:
         raise RequestError(
-            FIELD, f"{name} is {width}x{height}, at most {MAX_PIXELS} pixels"
+            field, f"{name} is {width}x{height}, at most {MAX_PIXELS} pixels"
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise RequestError(
-            FIELD,
+            field,
             f"{name} is {width}x{height}, beyond the aspect ratio of "
             f"{MAX_ASPECT_RATIO}:1",
         )

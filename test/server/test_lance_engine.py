@@ -10,7 +10,7 @@ from conftest import Golden
 from server.lance_requests import PRESETS, data_url, write_source_video
 from server.servers import free_ports
 
-pytestmark = [pytest.mark.slow, pytest.mark.unproven]
+pytestmark = pytest.mark.slow
 
 SAMPLING = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
 

@@ -126,7 +126,7 @@ def test_trajectory_holds_every_step(generator):
         ({"width": 1040}, "width: 1040 given"),
         ({"task_type": "i2v"}, "image_path: missing"),
         ({"task_type": "t2v", "image_path": "a.png"}, "t2v takes no image"),
-        ({"image_path": "no/such.png"}, "is not a file"),
+        ({"image_path": "no/such.png"}, "there is no file"),
         ({"negative_prompt": "ugly"}, "Lance has none"),
         ({"surprise": 1}, "surprise: unknown field"),
         ({"enable_teacache": True}, "enable_teacache: not supported"),

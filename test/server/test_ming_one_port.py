@@ -172,6 +172,7 @@ def with_medium(kind: str, url: str) -> list[dict[str, Any]]:
     ("path", "body", "word"),
     [
         (IMAGES, {"prompt": ""}, "prompt: missing or empty"),
+        (IMAGES, {"prompt": "long " * 3000}, "prompt: the thinker refuses it: "),
         (IMAGES, {"prompt": "<role>x"}, "prompt: the special token <role>"),
         (IMAGES, {"size": "65x64"}, "width 65 given"),
         (IMAGES, {"size": "4096x64"}, "width 4096 given"),
@@ -204,9 +205,9 @@ def test_bad_references_are_refused(server, golden):
     picture = (golden.path / "reference.png").read_bytes()
     many = [("image[]", (f"{i}.png", picture)) for i in range(20)]
     for files, word in (
-        ([("image", ("a.png", b"noise"))], "no picture that can be read"),
+        ([("image", ("a.png", b"noise"))], "not a readable picture"),
         ([("image", ("a.png", picture[:200]))], "picture 1"),
-        ([("image", ("a.png", b""))], "no picture that can be read"),
+        ([("image", ("a.png", b""))], "not a readable picture"),
         (many, "20 pictures given, at most 16"),
         (many[:11], "11 pictures given, at most 10"),
         ([("image", ("a.png", blank_png(20_000, 20_000)))], "64000000 pixels"),

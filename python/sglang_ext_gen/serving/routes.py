@@ -7,6 +7,7 @@ those routes that the family serves, and refuses every other route that runs or 
 something, because stock's other routes would go round the checks.
 """
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -19,7 +20,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang_ext_gen import envs
-from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.errors import RequestError, refusal_in
+from sglang_ext_gen.reference_pictures import as_paths, check_references
 from sglang_ext_gen.serving import bodies, edits, images, limits, uploads, videos
 from sglang_ext_gen.serving.replies import OpenAIErrors, Refusal, shorten
 from sglang_ext_gen.serving.served_model import ServedModel, ServerArgs, served_model
@@ -107,6 +109,12 @@ class RequestGuard:
         except Exception as error:
             if reply.has_sent:
                 raise
+            refused = refusal_in(str(error), self._model.fields)
+            if refused is not None:
+                name = names[refused.field]
+                text = f"{name}: {refused.message}"
+                await reply.refuse(Refusal(400, text, param=name))
+                return
             logger.exception("%s %s failed", scope["method"], scope["path"])
             await reply.fail(error)
         finally:
@@ -174,9 +182,11 @@ class RequestGuard:
             form = uploads.Form(bodies.unwrap_fields(bodies.parse_json_object(body)))
         if is_edit:
             checked = await edits.checked_edit_body(form, self._model, folders[0])
+            await _check_pictures(checked["image_path"], "image")
             scope = {**scope, "path": images.PATH, "raw_path": images.PATH.encode()}
         else:
             checked = videos.checked_video_body(form, self._model)
+            await _check_pictures(checked.get("input_reference"), "input_reference")
         return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
 
     def _closed_route(self, method: str, path: str) -> Refusal:
@@ -192,6 +202,18 @@ class RequestGuard:
             f"use POST {served}"
         )
         return Refusal(404, message, code="route_not_served")
+
+
+async def _check_pictures(paths: str | list[str] | None, field: str) -> None:
+    """Decode pictures in a thread: the request's own check then knows them.
+
+    Raises:
+        RequestError: One cannot be used; for ``field``.
+    """
+    try:
+        await asyncio.to_thread(check_references, as_paths(paths), limits.MAX_IMAGES)
+    except RequestError as error:
+        raise RequestError(field, error.message) from error
 
 
 def _with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:

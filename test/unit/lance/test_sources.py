@@ -36,10 +36,10 @@ def test_unreadable_pictures_are_refused(tmp_path):
         ("text.png", "is not a readable picture"),
         ("empty.png", "is not a readable picture"),
         ("cut.png", "is not a readable picture"),
-        ("thin.png", "sides may differ"),
-        ("huge.png", "9000x9000 given"),
-        ("absent.png", "is not a file"),
-        (".", "is not a file"),
+        ("thin.png", "aspect ratio"),
+        ("huge.png", "is 9000x9000"),
+        ("absent.png", "there is no file"),
+        (".", "there is no file"),
     ):
         with pytest.raises(RequestError, match=message):
             sources.probe_image(str(tmp_path / name))
@@ -57,7 +57,7 @@ def test_unreadable_videos_are_refused(tmp_path):
         ("text.mp4", "is not a readable video"),
         ("empty.mp4", "is not a readable video"),
         ("cut.mp4", "is not a readable video"),
-        ("absent.mp4", "is not a file"),
+        ("absent.mp4", "there is no file"),
     ):
         with pytest.raises(RequestError, match=message):
             sources.probe_video(str(tmp_path / name))

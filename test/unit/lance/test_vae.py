@@ -88,7 +88,6 @@ def test_final_latents_decode_to_the_official_pictures(name, wan, lance):
         assert (got - want).abs().max() <= 1
 
 
-@pytest.mark.unproven
 def test_convert_command_writes_the_file_that_is_then_used(lance, tmp_path, capsys):
     checkpoint = tmp_path / "lance"
     shutil.copytree(lance.path, checkpoint)

@@ -164,7 +164,7 @@ class TestReferences:
         path = tmp_path / "a.png"
         Image.effect_noise((64, 64), 50).save(path)
         path.write_bytes(path.read_bytes()[:-2000])
-        with pytest.raises(RequestError, match="picture 1 is damaged"):
+        with pytest.raises(RequestError, match="picture 1 is not a readable"):
             check_references([str(path)], 1)
 
     @pytest.mark.parametrize(

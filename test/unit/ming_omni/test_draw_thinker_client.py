@@ -154,7 +154,7 @@ def test_memory_is_bounded(monkeypatch):
         ),
         (200, states(scale=1), "scales (1,) and width 3, this generator takes (2,)"),
         (200, states(width=4), "width 4"),
-        (400, {"error": {"message": "the prompt is too long"}}, "answered 400: .*long"),
+        (400, b"Bad Request", "answered 400: Bad"),
         (500, b"Internal Server Error", "answered 500: Internal"),
         (503, b"", "answered 503"),
     ],
@@ -163,6 +163,13 @@ def test_wrong_answers_are_errors_with_the_reason(status, answer, message):
     pattern = message.replace("(", r"\(").replace(")", r"\)")
     with serving(lambda body: (status, answer)) as thinker:
         with pytest.raises(ThinkerError, match=pattern):
+            fetch(thinker.url)
+
+
+def test_a_refusal_is_the_clients_error():
+    refusal = {"error": {"message": "too long"}}
+    with serving(lambda body: (400, refusal)) as thinker:
+        with pytest.raises(RequestError, match=r"^prompt: .* refuses it: too long$"):
             fetch(thinker.url)
 
 

@@ -2,6 +2,7 @@
 """Request fields and reference pictures: what is accepted, what is said otherwise."""
 
 import logging
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sglang_ext_gen import reference_pictures
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.qwen_image import references, request
 from sglang_ext_gen.models.qwen_image.references import (
@@ -120,19 +122,20 @@ def test_reference_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ([], "missing"),
         ([str(good)] * 20, "20 pictures"),
         ([str(good), str(broken)], "picture 2"),
-        ([str(cut)], "damaged"),
+        ([str(cut)], "not a readable"),
         ([str(narrow)], "aspect"),
-        ([str(huge)], "more than 67108864 pixels"),
-        ([str(tmp_path / "missing.png")], "is no file"),
+        ([str(huge)], "over 64000000 pixels"),
+        ([str(tmp_path / "missing.png")], "there is no file"),
     ]
     for paths, word in cases:
         with pytest.raises(RequestError, match=word):
             check_references(paths)
     with pytest.raises(RequestError, match="at most 1"):
         check_references([str(good)] * 2, most=1)
-    monkeypatch.setattr(references, "MAX_REFERENCE_PIXELS", 100)
+    # Unchanged files are not read twice; these are new ones.
+    monkeypatch.setattr(reference_pictures, "MAX_PIXELS", 100)
     with pytest.raises(RequestError, match="64x48"):
-        check_references([str(good)])
-    monkeypatch.setattr(references, "MAX_REFERENCE_FILE_BYTES", 10)
+        check_references([shutil.copy(good, f"{tmp_path}/second.png")])
+    monkeypatch.setattr(reference_pictures, "MAX_FILE_BYTES", 10)
     with pytest.raises(RequestError, match="bytes"):
-        check_references([str(good)])
+        check_references([shutil.copy(good, f"{tmp_path}/third.png")])

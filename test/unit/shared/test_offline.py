@@ -136,6 +136,12 @@ def test_the_workers_message_is_raised(generator):
         generate(generator, prompt="a", **SIZE)
 
 
+def test_a_refusal_of_the_worker_names_the_field(generator):
+    generator.error = "Error executing grouped request 1: prompt: too long"
+    with pytest.raises(RequestError, match=r"^prompt: too long$"):
+        generate(generator, prompt="a", **SIZE)
+
+
 def test_lost_outputs_are_an_error(generator):
     generator.lost = 1
     with pytest.raises(GenerationError, match="1 outputs for 2"):

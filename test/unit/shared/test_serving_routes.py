@@ -42,6 +42,11 @@ def stock_like_app() -> FastAPI:
         body = await request.json()
         if body["prompt"] == "fail in the worker":
             raise RuntimeError("Model generation failed. Error from scheduler: boom")
+        if body["prompt"] == "be refused in the worker":
+            raise RuntimeError(
+                "Model generation failed. Error from scheduler: Error executing "
+                "grouped request 8d-1: prompt: refused: too long"
+            )
         return {"length": request.headers["content-length"], "body": body}
 
     @app.post("/v1/set_lora")
@@ -178,6 +183,13 @@ def test_a_failure_of_the_worker_carries_its_reason():
     error = error_of(response, 500)
     assert (error["type"], error["code"]) == ("server_error", "internal_error")
     assert error["message"].endswith("boom")
+
+
+def test_a_refusal_of_the_worker_names_the_field():
+    response = client().post(images.PATH, json={"prompt": "be refused in the worker"})
+    error = error_of(response, 400)
+    assert (error["type"], error["param"]) == ("invalid_request_error", "prompt")
+    assert error["message"] == "prompt: refused: too long"
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])

@@ -13,16 +13,19 @@ import av
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.lance.visual_input import (
     flatten_to_rgb,
     sample_frame_indices,
 )
+from sglang_ext_gen.reference_pictures import (
+    check_dimensions,
+    opened_picture,
+    picture_size,
+)
 
-MAX_PIXELS = 64_000_000  # of a picture or of one frame
-MAX_SIDE_RATIO = 16
 # All frames have to be decoded to find the last one: a minute at 60 a second.
 MAX_VIDEO_FRAMES = 3600
 
@@ -59,8 +62,12 @@ def probe_image(path: Media) -> SourceInfo:
     Raises:
         RequestError: It is missing, unreadable or too large.
     """
-    image = read_image(path)
-    return SourceInfo(image.width, image.height)
+    if isinstance(path, bytes):
+        image = read_image(path)
+        return SourceInfo(image.width, image.height)
+    _refuse_url("image_path", path)
+    height, width = picture_size(path, Path(path).name)
+    return SourceInfo(width, height)
 
 
 def read_image(path: Media) -> Image.Image:
@@ -69,23 +76,9 @@ def read_image(path: Media) -> Image.Image:
     Raises:
         RequestError: See ``probe_image``.
     """
-    name = _existing("image_path", path)
-    try:
-        with Image.open(_opened(path)) as image:
-            _check_dimensions("image_path", image.width, image.height)
-            return flatten_to_rgb(image)
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(
-            "image_path", f"{name} is not a readable picture ({error})"
-        ) from error
+    name = "the file" if isinstance(path, bytes) else Path(path).name
+    with opened_picture(path, name) as image:
+        return flatten_to_rgb(image)
 
 
 def probe_video(path: Media) -> SourceInfo:
@@ -94,7 +87,7 @@ def probe_video(path: Media) -> SourceInfo:
     Raises:
         RequestError: It is missing, unreadable, empty, too long or too large.
     """
-    name = _existing("video_path", path)
+    name = _existing_video(path)
     try:
         with av.open(_opened(path), "r") as container:
             stream = _video_stream(container, name)
@@ -114,7 +107,7 @@ def probe_video(path: Media) -> SourceInfo:
             f"{name} has {num_frames} frames, at most {MAX_VIDEO_FRAMES} are "
             "allowed; cut it",
         )
-    _check_dimensions("video_path", first.width, first.height)
+    check_dimensions("video_path", name, first.width, first.height)
     return SourceInfo(first.width, first.height, num_frames, fps)
 
 
@@ -127,7 +120,7 @@ def read_video(path: Media) -> list[Image.Image]:
     info = probe_video(path)
     indices = sample_frame_indices(info.num_frames, info.fps)
     wanted, frames = set(indices), {}
-    name = _existing("video_path", path)
+    name = _existing_video(path)
     try:
         with av.open(_opened(path), "r") as container:
             for index, frame in enumerate(container.decode(video=0)):
@@ -140,15 +133,19 @@ def read_video(path: Media) -> list[Image.Image]:
     return [frames[index] for index in indices]
 
 
-def _existing(field: str, path: Media) -> str:
-    """The name of a source in messages."""
+def _existing_video(path: Media) -> str:
+    """The name of a video in messages."""
     if isinstance(path, bytes):
         return "the file"
+    _refuse_url("video_path", path)
+    if not Path(path).is_file():
+        raise RequestError("video_path", f"there is no file {path}")
+    return Path(path).name
+
+
+def _refuse_url(field: str, path: str) -> None:
     if "://" in path or path.startswith("data:"):
         raise RequestError(field, "a URL given, expected a local file")
-    if not Path(path).is_file():
-        raise RequestError(field, f"{path} is not a file")
-    return Path(path).name
 
 
 def _opened(path: Media) -> str | BytesIO:
@@ -163,14 +160,3 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
 
 def _unreadable(name: str, reason: str) -> RequestError:
     return RequestError("video_path", f"{name} is not a readable video: {reason}")
-
-
-def _check_dimensions(field: str, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise RequestError(
-            field, f"{width}x{height} given, at most {MAX_PIXELS} pixels are allowed"
-        )
-    if max(width, height) > MAX_SIDE_RATIO * min(width, height):
-        raise RequestError(
-            field, f"{width}x{height} given, sides may differ {MAX_SIDE_RATIO} times"
-        )

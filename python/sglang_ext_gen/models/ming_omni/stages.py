@@ -44,7 +44,7 @@ from sglang.multimodal_gen.runtime.utils.logging_utils import init_logger
 from sglang.multimodal_gen.runtime.utils.perf_logger import StageProfiler
 from torch import Tensor, nn
 
-from sglang_ext_gen.errors import ExtGenError
+from sglang_ext_gen.errors import ExtGenError, RequestError
 from sglang_ext_gen.models.ming_omni import byt5, schedule
 from sglang_ext_gen.models.ming_omni.config import (
     PATCH,
@@ -224,8 +224,12 @@ class MingConditioningStage(PipelineStage):
             text = quoted_text(batch.prompt)
         else:
             text = as_glyph_text(batch.byt5_text)
-        if not text or self.glyphs is None:
+        if not text:
             return None
+        if self.glyphs is None:
+            if batch.byt5_text is None:
+                return None
+            raise RequestError("byt5_text", "this checkpoint letters no words")
         module, tokenizer = self.glyphs
         device = get_local_torch_device()
         ids, mask = byt5.tokenize(tokenizer, text, module.config.max_length)

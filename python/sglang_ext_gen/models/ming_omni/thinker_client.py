@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sglang_ext_gen.errors import ConfigError, ServerError, ThinkerError
+from sglang_ext_gen.errors import ConfigError, RequestError, ServerError, ThinkerError
 from sglang_ext_gen.models.ming_omni.thinker_protocol import (
     QUERY_BLOCK,
     THINKER_ARCHITECTURE,
@@ -255,7 +255,8 @@ class ThinkerClient:
 
         Raises:
             ThinkerError: No thinker gave a usable answer; says why.
-            RequestError: A prompt contains a special token.
+            RequestError: A prompt contains a special token, or a thinker refuses it:
+                it is too long.
         """
         wanted = {request.key: request for request in requests}
         missing = [r for key, r in wanted.items() if key not in self._known]
@@ -321,6 +322,7 @@ def post_json(url: str, body: Mapping[str, Any], timeout_s: float) -> Any:
 
     Raises:
         ThinkerError: Nothing answers in time, an error comes back, or no JSON.
+        RequestError: The request is refused.
     """
     request = urllib.request.Request(
         url,
@@ -336,9 +338,11 @@ def _exchange(request: urllib.request.Request, timeout_s: float) -> Any:
         with urllib.request.urlopen(request, timeout=timeout_s) as reply:
             text = reply.read()
     except urllib.error.HTTPError as error:
-        reason = _shown(error.read().decode("utf-8", "replace"))
+        text = error.read().decode("utf-8", "replace")
+        if error.code == 400 and (reason := _refusal(text)) is not None:
+            raise RequestError("prompt", f"the thinker refuses it: {reason}") from error
         raise ThinkerError(
-            f"the thinker at {url} answered {error.code}: {reason}"
+            f"the thinker at {url} answered {error.code}: {_shown(text)}"
         ) from error
     # URLError, timeouts and broken connections are all OSErrors; an answer that
     # breaks off is an HTTPException.
@@ -351,6 +355,15 @@ def _exchange(request: urllib.request.Request, timeout_s: float) -> Any:
         raise ThinkerError(
             f"the thinker at {url} answered no JSON: {_shown(text)}"
         ) from error
+
+
+def _refusal(text: str) -> str | None:
+    """The message of SGLang's refusal; None where it is of another form."""
+    try:
+        message = json.loads(text)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return _shown(message)
 
 
 def _meta_info(answer: Any) -> Mapping[str, Any]:

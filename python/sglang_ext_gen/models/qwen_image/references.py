@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference pictures of an edit: what is accepted, and to which size each goes.
+"""Reference pictures of an edit: how many, and to which size each goes.
 
 Source: size rule of the diffusers 0.37 edit pipelines. Every resize maps the whole
 picture to the whole target, without crop or padding, so an edit neither shifts nor
@@ -7,18 +7,13 @@ zooms. Imports neither torch nor SGLang.
 """
 
 import math
-import os
 from collections.abc import Sequence
 
-from PIL import Image, UnidentifiedImageError
-
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.reference_pictures import as_paths, picture_size
 
 # The transformer's table has 4096 positions for text; every picture takes about 200.
 MAX_REFERENCES = 10
-MAX_REFERENCE_FILE_BYTES = 32 << 20
-MAX_REFERENCE_PIXELS = 64 << 20
-MAX_REFERENCE_ASPECT = 16
 _SIDE_MULTIPLE = 32
 _URLS = ("http://", "https://", "data:")
 
@@ -47,7 +42,7 @@ def check_references(
     Raises:
         RequestError: Names ``image_path``, the picture's place and the limit.
     """
-    paths = [images] if isinstance(images, str) else list(images or ())
+    paths = as_paths(images)
     if not paths:
         raise RequestError(
             "image_path", "missing, expected at least one picture to edit"
@@ -56,45 +51,4 @@ def check_references(
         raise RequestError("image_path", f"{len(paths)} pictures given, at most {most}")
     for index, path in enumerate(paths):
         if not path.startswith(_URLS):
-            _check_file(f"picture {index + 1}", path)
-
-
-def _check_file(name: str, path: str) -> None:
-    if not os.path.isfile(path):
-        raise RequestError("image_path", f"{name}: {path} is no file")
-    size = os.path.getsize(path)
-    if size > MAX_REFERENCE_FILE_BYTES:
-        raise RequestError(
-            "image_path", f"{name} has {size} bytes, at most {MAX_REFERENCE_FILE_BYTES}"
-        )
-    try:
-        # Opening reads the header only: the size is known before any pixel.
-        with Image.open(path) as image:
-            _check_size(name, *image.size)
-            image.load()
-    except RequestError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise RequestError(
-            "image_path", f"{name} has more than {MAX_REFERENCE_PIXELS} pixels"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise RequestError(
-            "image_path", f"{name} is no picture that can be read"
-        ) from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RequestError("image_path", f"{name} is damaged: {error}") from error
-
-
-def _check_size(name: str, width: int, height: int) -> None:
-    if width * height > MAX_REFERENCE_PIXELS:
-        raise RequestError(
-            "image_path",
-            f"{name} is {width}x{height}, at most {MAX_REFERENCE_PIXELS} pixels",
-        )
-    if max(width, height) > MAX_REFERENCE_ASPECT * min(width, height):
-        raise RequestError(
-            "image_path",
-            f"{name} is {width}x{height}, beyond the aspect ratio of "
-            f"{MAX_REFERENCE_ASPECT}:1",
-        )
+            picture_size(path, f"picture {index + 1}")
