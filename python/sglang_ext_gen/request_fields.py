@@ -189,12 +189,12 @@ def _plain(number: float) -> str:
 NUM_OUTPUTS = RequestField(
     "num_outputs_per_prompt",
     "int",
-    "Pictures per prompt, with seeds seed, seed + 1, ...",
+    "Results per prompt, with seeds seed, seed + 1, ...",
     minimum=1,
     maximum=10,
 )
 SEED = RequestField(
-    "seed", "int", "Seed of the first picture.", minimum=0, maximum=2**53 - 1
+    "seed", "int", "Seed of the first result.", minimum=0, maximum=2**53 - 1
 )
 
 
@@ -222,19 +222,14 @@ def check_given(
 
 
 def check_prompt(prompt: str | Sequence[str] | None) -> None:
-    """Refuse a prompt, or a list of them, without text or with broken Unicode.
+    """Refuse a prompt, or a list of them, without text.
 
     Raises:
         RequestError: For field ``prompt``.
     """
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not prompts or not all(text.strip() for text in prompts):
-        raise RequestError("prompt", "missing or empty, expected a text to draw")
-    for text in prompts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RequestError("prompt", f"no valid Unicode text: {error}") from error
+        raise RequestError("prompt", "missing or empty, expected a text")
 
 
 def refuse_unknown_fields(given: Iterable[str], known: Iterable[str]) -> None:

@@ -62,7 +62,11 @@ def decode_together(
     slots = req_to_token[req_pool_indices, :longest]
     # Beyond its end a request repeats its first token: any finite value would do.
     slots = torch.where(is_token, slots, slots[:, :1])
-    keys, values = (cache[slots].transpose(1, 2) for cache in (k_cache, v_cache))
+    # Whole rows are copied; indexing with a matrix of slots would go number by number.
+    keys, values = (
+        cache.index_select(0, slots.flatten()).unflatten(0, slots.shape).transpose(1, 2)
+        for cache in (k_cache, v_cache)
+    )
     attended = F.scaled_dot_product_attention(
         query[:, :, None],
         keys,

@@ -28,7 +28,13 @@ from sglang_ext_gen.models.lance.tasks import (
     RenormType,
     Task,
 )
-from sglang_ext_gen.request_fields import RequestField
+from sglang_ext_gen.request_fields import (
+    NUM_OUTPUTS,
+    SEED,
+    RequestField,
+    check_given,
+    check_prompt,
+)
 
 MAX_SIDE = MAX_LATENT_SIDE * PIXELS_PER_LATENT
 MAX_FRAMES = (MAX_LATENT_FRAMES - 1) * FRAMES_PER_LATENT + 1
@@ -106,16 +112,8 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         minimum=1,
         maximum=60,
     ),
-    RequestField(
-        "num_outputs_per_prompt",
-        "int",
-        "Results per prompt, with seeds seed, seed + 1, ...",
-        minimum=1,
-        maximum=10,
-    ),
-    RequestField(
-        "seed", "int", "Seed of the first result.", minimum=0, maximum=2**53 - 1
-    ),
+    NUM_OUTPUTS,
+    SEED,
     RequestField("num_inference_steps", "int", "Euler steps.", minimum=1, maximum=200),
     RequestField(
         "guidance_scale",
@@ -242,12 +240,8 @@ def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
         RequestError: Names the first field that cannot be used, its value and
             what is allowed.
     """
-    checked = {
-        field.name: field.check(values[field.name])
-        for field in REQUEST_FIELDS
-        if values.get(field.name) is not None
-    }
-    _check_prompt(checked.get("prompt"))
+    checked = check_given(REQUEST_FIELDS, values)
+    check_prompt(checked.get("prompt"))
     if checked.get("negative_prompt", "").strip():
         raise RequestError(
             "negative_prompt",
@@ -307,12 +301,6 @@ def check_target_size(height: int, width: int) -> None:
             "side, where the model confuses columns; choose image_512res, or crop "
             "the source to 16:9",
         )
-
-
-def _check_prompt(prompt: str | list[str] | None) -> None:
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not prompts or not all(text.strip() for text in prompts):
-        raise RequestError("prompt", "missing or empty, expected a text")
 
 
 def _check_interval(interval: list[float] | None) -> None:

@@ -28,32 +28,15 @@ from sglang_ext_gen.models.lance.request import (
     resolve_task,
 )
 from sglang_ext_gen.models.lance.tasks import FPS, TASKS, Task
-from sglang_ext_gen.request_fields import refuse_unknown_fields
+from sglang_ext_gen.request_fields import (
+    SERVED_BY_SGLANG,
+    refuse_unknown_fields,
+    refuse_unused_fields,
+)
 from sglang_ext_gen.serving import uploads
 
 logger = logging.getLogger(__name__)
 
-# Fields of SGLang's base class that this model has no use for. Asking for one
-# is an error: ignoring it would give another result than the user expects.
-_UNSUPPORTED = (
-    "attention_backend_override",
-    "boundary_ratio",
-    "cache_dit_params",
-    "cfg_gate_step",
-    "diffusers_kwargs",
-    "enable_cache_dit",
-    "enable_spectrum",
-    "enable_teacache",
-    "flow_shift",
-    "guidance_rescale",
-    "guidance_scale_2",
-    "max_sequence_length",
-    "progressive_mode",
-    "return_trajectory_decoded",
-    "rollout",
-    "skip_softmax_params",
-    "true_cfg_scale",
-)
 # Fields of ours that SGLang's base class does not have.
 OWN_FIELDS = (
     "resolution",
@@ -64,6 +47,15 @@ OWN_FIELDS = (
     "system_prompt",
     "source_latents",
 )
+# SGLang writes the file of a video, which these change.
+_OF_VIDEO_FILES = {
+    "enable_frame_interpolation",
+    "frame_interpolation_exp",
+    "frame_interpolation_model_path",
+    "frame_interpolation_scale",
+    "x264_preset",
+}
+_USED = SERVED_BY_SGLANG | _OF_VIDEO_FILES | {field.name for field in REQUEST_FIELDS}
 _TASK_TYPES = {official: name.upper() for name, official in TASK_TYPES.items()}
 
 
@@ -143,13 +135,6 @@ class LanceSamplingParams(SamplingParams):
             setattr(self, field.name, field.check(value))
         super().__post_init__()
 
-    def _validate(self) -> None:
-        super()._validate()
-        defaults = {field.name: field.default for field in fields(SamplingParams)}
-        for name in _UNSUPPORTED:
-            if getattr(self, name) not in (None, defaults[name]):
-                raise RequestError(name, "not supported by Lance")
-
     def _adjust(self, server_args: Any) -> None:
         self._check(server_args)
         # The base class would read "not given" as guidance 1.
@@ -162,6 +147,7 @@ class LanceSamplingParams(SamplingParams):
         """Check the merged request in the user's process, before it is queued."""
         given = self._explicit_fields
         refuse_unknown_fields(given, [field.name for field in fields(self)])
+        refuse_unused_fields(self, _USED, "Lance")
         values = {
             field.name: getattr(self, field.name)
             for field in REQUEST_FIELDS

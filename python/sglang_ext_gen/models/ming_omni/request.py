@@ -14,7 +14,13 @@ from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.ming_omni.sizes import BUCKETS
 from sglang_ext_gen.models.ming_omni.thinker_protocol import refuse_reserved
 from sglang_ext_gen.reference_pictures import as_paths
-from sglang_ext_gen.request_fields import RequestField
+from sglang_ext_gen.request_fields import (
+    NUM_OUTPUTS,
+    SEED,
+    RequestField,
+    check_given,
+    check_prompt,
+)
 
 DEFAULT_STEPS = 30
 DEFAULT_GUIDANCE = 2.0
@@ -67,16 +73,8 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         minimum=min(BUCKETS),
         maximum=max(BUCKETS),
     ),
-    RequestField(
-        "num_outputs_per_prompt",
-        "int",
-        "Pictures per prompt, with seeds seed, seed + 1, ...",
-        minimum=1,
-        maximum=10,
-    ),
-    RequestField(
-        "seed", "int", "Seed of the first picture.", minimum=0, maximum=2**53 - 1
-    ),
+    NUM_OUTPUTS,
+    SEED,
     RequestField("num_inference_steps", "int", "Euler steps.", minimum=1, maximum=200),
     RequestField(
         "guidance_scale",
@@ -103,15 +101,9 @@ def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
         RequestError: Names the first field that cannot be used, its value and
             what is allowed.
     """
-    checked = {
-        field.name: field.check(values[field.name])
-        for field in REQUEST_FIELDS
-        if values.get(field.name) is not None
-    }
-    prompts = as_paths(checked.get("prompt"))
-    if not prompts or not all(text.strip() for text in prompts):
-        raise RequestError("prompt", "missing or empty, expected a text")
-    for prompt in prompts:
+    checked = check_given(REQUEST_FIELDS, values)
+    check_prompt(checked.get("prompt"))
+    for prompt in as_paths(checked["prompt"]):
         refuse_reserved(prompt, "prompt")
     if "negative_prompt" in checked:
         refuse_reserved(checked["negative_prompt"], "negative_prompt")

@@ -31,32 +31,15 @@ from sglang_ext_gen.models.ming_omni.request import (
 )
 from sglang_ext_gen.models.ming_omni.sizes import bucket_size, unstretched_size
 from sglang_ext_gen.reference_pictures import as_paths, check_references
-from sglang_ext_gen.request_fields import refuse_unknown_fields
-
-# Fields of SGLang's base class that this model has no use for. Asking for one
-# is an error: ignoring it would give another picture than the user expects.
-_UNSUPPORTED = (
-    "attention_backend_override",
-    "boundary_ratio",
-    "cache_dit_params",
-    "cfg_gate_step",
-    "diffusers_kwargs",
-    "enable_cache_dit",
-    "enable_spectrum",
-    "enable_teacache",
-    "flow_shift",
-    "guidance_rescale",
-    "guidance_scale_2",
-    "max_sequence_length",
-    "progressive_mode",
-    "return_trajectory_decoded",
-    "rollout",
-    "skip_softmax_params",
-    "true_cfg_scale",
-    "video_path",
+from sglang_ext_gen.request_fields import (
+    SERVED_BY_SGLANG,
+    refuse_unknown_fields,
+    refuse_unused_fields,
 )
+
 # Fields of ours that SGLang's base class does not have.
 OWN_FIELDS = ("byt5_text", "highres")
+_USED = SERVED_BY_SGLANG | {field.name for field in REQUEST_FIELDS} | {"result_size"}
 _GLYPH_TOKEN = re.compile(r"<(?:\w+-)?(?:font|color)-\d+>")
 
 
@@ -105,13 +88,6 @@ class MingImageSamplingParams(SamplingParams):
                 setattr(self, field.name, field.check(value))
         super().__post_init__()
 
-    def _validate(self) -> None:
-        super()._validate()
-        defaults = {field.name: field.default for field in fields(SamplingParams)}
-        for name in _UNSUPPORTED:
-            if getattr(self, name) not in (None, defaults[name]):
-                raise RequestError(name, "not supported by Ming-flash-omni")
-
     def _adjust(self, server_args: Any) -> None:
         self._check(server_args)
         # The base class would strip the negative prompt.
@@ -123,6 +99,7 @@ class MingImageSamplingParams(SamplingParams):
         """Check the merged request in the user's process, before it is queued."""
         names = [field.name for field in fields(self)]
         refuse_unknown_fields(self._explicit_fields, names)
+        refuse_unused_fields(self, _USED, "Ming-flash-omni")
         values = {field.name: getattr(self, field.name) for field in REQUEST_FIELDS}
         for seed in self.seed if isinstance(self.seed, list) else [self.seed]:
             check_request({**values, "seed": seed})

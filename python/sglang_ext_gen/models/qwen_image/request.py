@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.request_fields import RequestField
+from sglang_ext_gen.request_fields import (
+    NUM_OUTPUTS,
+    SEED,
+    RequestField,
+    check_given,
+    check_prompt,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +38,8 @@ _SIZE: dict[str, Any] = {"minimum": 128, "maximum": 4096, "multiple_of": 16}
 _COMMON: tuple[RequestField, ...] = (
     RequestField("width", "int", "Picture width in pixels.", **_SIZE),
     RequestField("height", "int", "Picture height in pixels.", **_SIZE),
-    RequestField(
-        "num_outputs_per_prompt",
-        "int",
-        "Pictures per prompt, with seeds seed, seed + 1, ...",
-        minimum=1,
-        maximum=10,
-    ),
-    RequestField(
-        "seed", "int", "Seed of the first picture.", minimum=0, maximum=2**53 - 1
-    ),
+    NUM_OUTPUTS,
+    SEED,
     RequestField(
         "num_inference_steps",
         "int",
@@ -133,21 +131,11 @@ def check_edit_request(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check(
     values: Mapping[str, Any], fields: tuple[RequestField, ...]
 ) -> dict[str, Any]:
-    checked = {
-        field.name: field.check(values[field.name])
-        for field in fields
-        if values.get(field.name) is not None
-    }
-    _check_prompt(checked.get("prompt"))
+    checked = check_given(fields, values)
+    check_prompt(checked.get("prompt"))
     _check_sigmas(checked)
     _merge_guidance(checked)
     return checked
-
-
-def _check_prompt(prompt: str | list[str] | None) -> None:
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not prompts or not all(text.strip() for text in prompts):
-        raise RequestError("prompt", "missing or empty, expected a text")
 
 
 def _check_sigmas(checked: dict[str, Any]) -> None:

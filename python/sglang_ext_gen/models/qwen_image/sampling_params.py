@@ -7,7 +7,7 @@ queued.
 """
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,21 @@ from sglang_ext_gen.models.qwen_image.request import (
     check_request,
     uses_guidance,
 )
+from sglang_ext_gen.request_fields import SERVED_BY_SGLANG, refuse_unused_fields
 
-# Fields of SGLang's base class that this family has no use for. Asking for one
-# is an error: ignoring it would give another picture than the user expects.
-_UNSUPPORTED = (
-    "boundary_ratio",
-    "diffusers_kwargs",
-    "flow_shift",
-    "guidance_rescale",
-    "guidance_scale_2",
-    "progressive_mode",
-    "return_trajectory_decoded",
-    "rollout",
-    "video_path",
-)
+# What stock's denoising loop, which this family runs, reads beside our fields.
+_OF_STOCKS_LOOP = {
+    "attention_backend_override",
+    "cache_dit_params",
+    "cfg_gate_step",
+    "cfg_normalization",
+    "enable_cache_dit",
+    "enable_spectrum",
+    "enable_teacache",
+    "skip_softmax_params",
+    "spectrum_params",
+    "teacache_params",
+}
 _PACKED_CHANNELS = 64
 
 
@@ -90,13 +91,6 @@ class QwenImageExtSamplingParams(SamplingParams):
             return self.true_cfg_scale
         return DEFAULT_TRUE_CFG_SCALE
 
-    def _validate(self) -> None:
-        super()._validate()
-        defaults = {field.name: field.default for field in fields(SamplingParams)}
-        for name in _UNSUPPORTED:
-            if getattr(self, name) not in (None, defaults[name]):
-                raise RequestError(name, "not supported by Qwen-Image")
-
     def _adjust(self, server_args: Any) -> None:
         checked = self._check(server_args)
         self.num_inference_steps = checked["num_inference_steps"]
@@ -117,6 +111,8 @@ class QwenImageExtSamplingParams(SamplingParams):
 
     def _check_fields(self, known: Any, check: Any) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in known}
+        used = SERVED_BY_SGLANG | _OF_STOCKS_LOOP | {"latents"} | values.keys()
+        refuse_unused_fields(self, used, "Qwen-Image")
         if not self._is_explicit("guidance_scale"):
             values["guidance_scale"] = None
         # The class's own default must not contradict a schedule of another length.

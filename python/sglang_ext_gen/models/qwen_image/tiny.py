@@ -216,21 +216,33 @@ def _vae() -> dict[str, Any]:
 
 
 def _processor() -> dict[str, Any]:
+    common = {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "merge_size": 2,
+        "patch_size": 14,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "temporal_patch_size": 2,
+    }
     return {
         "image_processor": {
-            "do_convert_rgb": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            **common,
             "image_processor_type": "Qwen2VLImageProcessor",
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
-            "merge_size": 2,
-            "patch_size": 14,
-            "resample": 3,
-            "rescale_factor": 1 / 255,
             "size": {"longest_edge": 12845056, "shortest_edge": 3136},
-            "temporal_patch_size": 2,
+        },
+        # No edit takes a video, but the processor is not made without it.
+        "video_processor": {
+            **common,
+            "do_sample_frames": False,
+            "max_frames": 768,
+            "min_frames": 4,
+            "size": {"longest_edge": 602112, "shortest_edge": 100352},
+            "video_processor_type": "Qwen2VLVideoProcessor",
         },
         "processor_class": "Qwen2_5_VLProcessor",
     }
