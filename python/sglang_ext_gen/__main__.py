@@ -13,6 +13,7 @@ from sglang_ext_gen.registry import resolve
 
 COMMANDS = {
     "generate": "make pictures or videos from the command line",
+    "ask": "ask a question about pictures, videos or sounds",
     "serve": "start SGLang's HTTP server",
     "doctor": "check the installation, or a checkpoint",
     "convert": "write the pickles of a checkpoint as safetensors",

@@ -18,7 +18,13 @@ from PIL import Image
 
 from conftest import Golden
 from images import read_rgb
-from server.lance_requests import MIN_PSNR, request_of, worst_psnr, write_source_video
+from server.lance_requests import (
+    MIN_PSNR,
+    PRESETS,
+    request_of,
+    worst_psnr,
+    write_source_video,
+)
 from server.servers import free_ports, server_environment
 from sglang_ext_gen.models.lance.demo import demo_requests
 
@@ -110,6 +116,31 @@ def test_a_video_edit_with_every_loading_option_is_close_to_the_official_one(
     assert "Lance_3B_Video/: loaded" in done.stderr
     assert "Lance_3B/: loaded" not in done.stderr
     assert "16 FP8 linears, mode resident" in done.stderr  # 2 layers, 2 sets, 4 each
+
+
+def test_an_answer_equals_the_official_one(golden, tmp_path):
+    case = golden.json["cases"]["x2t_video"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "sglang_ext_gen", "ask"),
+            *(str(golden.path / "checkpoint"), "--prompt", case["prompt"]),
+            *("--video", str(write_source_video(golden, tmp_path / "in.mp4"))),
+            *("--max-tokens", "8", "--json", "--dtype", "float32"),
+            *("--max-total-tokens", "4096", "--mem-fraction-static", "0.2"),
+            *("--mm-process-config", json.dumps(PRESETS)),
+        ],
+        cwd=tmp_path,
+        env=server_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout)["answer"]
+    # The official run went on after the end of the answer.
+    assert answer
+    assert case["text"].startswith(answer.strip())
 
 
 def test_a_malicious_vae_is_refused_and_not_run(run, golden, tmp_path):

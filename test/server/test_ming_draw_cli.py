@@ -14,8 +14,7 @@ from ming_drawing import BF16_DB, golden_png, golden_request
 from server.ming import FLAGS
 from server.servers import free_ports, server_environment
 
-# Written, not yet run to their end.
-pytestmark = [pytest.mark.slow, pytest.mark.unproven]
+pytestmark = pytest.mark.slow
 
 
 def test_all_in_bfloat16(golden_dir, tmp_path: Path) -> None:

@@ -203,7 +203,6 @@ def test_dead_thinker_is_an_error_and_comes_back(generator):
 
 
 # An earlier form, with a thinker of its own behind the command line, was run.
-@pytest.mark.unproven
 def test_restarted_parts_write_the_same_bytes(generator, golden, folder):
     """A new worker, by the command line, and the thinker that was just started anew."""
     fields = {"prompt": "a fox in the snow", "seed": 4, **SMALL}

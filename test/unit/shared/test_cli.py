@@ -172,6 +172,26 @@ def test_no_worker_starts_for_what_cannot_work(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--prompt", "a"), "MODEL must come first"),
+        (("{model}",), "--prompt"),
+        (("{model}", "--prompt", " "), "prompt: missing or empty"),
+        (("{model}", "--prompt", "a", "--image", "no.png"), "image: no.png cannot be"),
+        (("{model}", "--prompt", "a", "--max-tokens", "0"), "max_tokens: 0 given"),
+        (("{other}", "--prompt", "a"), "is no checkpoint of Ming-flash-omni 2.0"),
+    ],
+)
+def test_a_question_is_refused_before_a_server_starts(
+    words, message, model, golden_dir, capsys
+):
+    lance = golden_dir("lance") / "checkpoint"
+    argv = [word.format(model=lance, other=model) for word in words]
+    assert exit_code("ask", *argv) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_no_worker_starts_for_a_damaged_checkpoint(
     ideogram4_golden, tmp_path, capsys, monkeypatch
