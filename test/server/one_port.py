@@ -47,6 +47,12 @@ def part_of(server: Server, title: str) -> psutil.Process:
     return part
 
 
+def address_of(server: Server, title: str) -> str:
+    """Where a part listens."""
+    words = part_of(server, title).cmdline()
+    return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
+
+
 def living(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     """Those that have not ended: a killed one is a zombie until it is waited for."""
     return [p for p in processes if p.is_running() and p.status() != "zombie"]

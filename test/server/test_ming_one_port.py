@@ -21,6 +21,7 @@ from ming_drawing import CASES, FILE_DB, golden_png, golden_request
 from server.ming import FLAGS as THINKER_FLAGS
 from server.ming import data_url
 from server.one_port import (
+    address_of,
     at_once,
     blank_png,
     client_of,
@@ -232,6 +233,27 @@ def test_a_client_that_leaves_does_no_harm(server, client, golden):
     assert small(client, seed=5) == want
     assert streamed(client, **question(golden, "chat_text"))
     assert is_healthy(server)
+
+
+def test_parts_that_run_elsewhere_are_served_by_their_addresses(
+    server, golden, tmp_path
+):
+    program = (sys.executable, "-m", "sglang_ext_gen", "serve")
+    addresses = (
+        *("--thinker-url", address_of(server, "thinker")),
+        *("--generator-url", address_of(server, "generator")),
+        *("--served-model-name", NAME),
+    )
+    command = (*program, str(golden.checkpoint))
+    with (
+        serving_one_port(command, tmp_path, *addresses) as front,
+        client_of(front) as client,
+    ):
+        want = golden.json["cases"]["chat_text"]["greedy_text"]
+        assert streamed(client, **question(golden, "chat_text")) == want
+        [picture] = draw(client, **golden_request(golden, "t2i"))
+        assert psnr(picture, golden_png(golden, "t2i")) >= FILE_DB
+    assert is_healthy(server), "parts outlive a front that did not start them"
 
 
 def test_parts_that_are_killed_are_named_and_come_back(server, client, golden):
