@@ -189,7 +189,7 @@ MISTAKES: dict[str, Make] = {
         lambda studio: studio.denoise, "config", use_dynamic_shifting=True
     ),
     "sigma_min_not_zeroed": in_module(schedule, "make_sigmas", default_sigma_min),
-    "other_noise": in_module(stages, "_output_seeds", lambda batch: [batch.seed + 1]),
+    "other_noise": in_module(stages, "output_seeds", lambda batch: [batch.seed + 1]),
     "noise_drawn_in_bfloat16": in_module(schedule, "draw_noise", bfloat16_noise),
     "learned_pad_tokens_zeroed": pad_tokens_of_zero,
     "vae_decode_without_shift": changed(

@@ -14,7 +14,6 @@ denoised as one batch wherever size and plan agree.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalCall=false
 
-import time
 from collections.abc import Hashable
 from dataclasses import replace
 
@@ -38,11 +37,15 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
 )
 from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
-from sglang.multimodal_gen.runtime.utils.logging_utils import init_logger
-from sglang.multimodal_gen.runtime.utils.perf_logger import StageProfiler
 from sglang.multimodal_gen.runtime.utils.precision import precision_to_dtype
 from torch import Tensor, nn
 
+from sglang_ext_gen.batched_denoising import (
+    BatchedDenoisingStage,
+    hand_out,
+    output_seeds,
+    step_timer,
+)
 from sglang_ext_gen.models.ideogram4.dit import Ideogram4Transformer, PackedSequence
 from sglang_ext_gen.models.ideogram4.latent_statistics import (
     LATENT_SCALE,
@@ -68,8 +71,6 @@ from sglang_ext_gen.models.ideogram4.text_encoder import (
     check_prompt_length,
     tokenize_prompt,
 )
-
-logger = init_logger(__name__)
 
 
 def draw_noise(seed: int, height: int, width: int, channels: int) -> Tensor:
@@ -119,7 +120,7 @@ class Ideogram4TextEncodingStage(PipelineStage):
         return batch
 
 
-class Ideogram4DenoisingStage(PipelineStage):
+class Ideogram4DenoisingStage(BatchedDenoisingStage):
     """Noise -> latents by Euler steps with asymmetric guidance.
 
     Args:
@@ -138,11 +139,6 @@ class Ideogram4DenoisingStage(PipelineStage):
         self.transformer = transformer
         self.unconditional_transformer = unconditional_transformer
 
-    @property
-    def role_affinity(self) -> RoleType:
-        """Which disaggregated role runs this stage."""
-        return RoleType.DENOISER
-
     def component_uses(
         self, server_args: ServerArgs, stage_name: str | None = None
     ) -> list[ComponentUse]:
@@ -160,31 +156,13 @@ class Ideogram4DenoisingStage(PipelineStage):
             "unconditional_transformer": self.unconditional_transformer,
         }
 
-    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
-        """Set ``batch.latents`` to [n, I, C] float32, n pictures."""
-        self._denoise([batch], server_args)
-        return batch
-
-    def run_grouped_requests(
-        self, batches: list[Req], server_args: ServerArgs
-    ) -> list[Req]:
-        """Denoise requests of equal size and plan as one batch."""
-        groups: dict[Hashable, list[Req]] = {}
-        for batch in batches:
-            key = (batch.height, batch.width, _plan_of(batch, server_args))
-            groups.setdefault(key, []).append(batch)
-        for group in groups.values():
-            start = time.perf_counter()
-            self._denoise(group, server_args)
-            for batch in group:
-                batch.metrics.record_stage(
-                    self._active_profile_stage_name(), time.perf_counter() - start
-                )
-        return batches
+    def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
+        """Size and plan."""
+        return batch.height, batch.width, _plan_of(batch, server_args)
 
     @torch.no_grad()
-    def _denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
-        """Run the loop for requests of one size and plan; sets their latents."""
+    def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
+        """Set ``latents`` to [n, I, C] float32, n pictures of each request."""
         leader = batches[0]
         device = get_local_torch_device()
         plan = _plan_of(leader, server_args)
@@ -197,7 +175,7 @@ class Ideogram4DenoisingStage(PipelineStage):
         with self.progress_bar(total=plan.num_inference_steps, batch=leader) as bar:
             for step, guidance in enumerate(plan.guidance):
                 with (
-                    _step_timer(step, leader),
+                    step_timer(step, leader),
                     set_forward_context(step, attn_metadata=None, forward_batch=leader),
                 ):
                     velocity = self._predict(
@@ -209,7 +187,7 @@ class Ideogram4DenoisingStage(PipelineStage):
                 if leader.return_trajectory_latents:
                     trajectory.append(latents.cpu())
                 bar.update()
-        _hand_out(batches, latents, trajectory, times)
+        hand_out(batches, latents, trajectory, times)
 
     def _draw_latents(self, batches: list[Req]) -> Tensor:
         """Noise of every picture, one row each: [B, I, C] float32 on the CPU."""
@@ -220,7 +198,7 @@ class Ideogram4DenoisingStage(PipelineStage):
             [
                 draw_noise(seed, batch.height, batch.width, channels)
                 for batch in batches
-                for seed in _output_seeds(batch)
+                for seed in output_seeds(batch)
             ]
         )
 
@@ -336,35 +314,6 @@ class Ideogram4DecodingStage(PipelineStage):
             trajectory_latents=batch.trajectory_latents,
             trajectory_timesteps=batch.trajectory_timesteps,
         )
-
-
-def _hand_out(
-    batches: list[Req], latents: Tensor, trajectory: list[Tensor], times: Tensor
-) -> None:
-    """Give each request its rows of the batch, and the step times they shared."""
-    end = 0
-    for batch in batches:
-        start, end = end, end + batch.num_outputs_per_prompt
-        batch.latents = latents[start:end]
-        batch.metrics.steps = list(batches[0].metrics.steps)
-        if trajectory:
-            steps = [step[start:end] for step in trajectory]
-            batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, I, C]
-            batch.trajectory_timesteps = times[:-1].cpu()
-
-
-def _output_seeds(batch: Req) -> list[int]:
-    return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
-
-
-def _step_timer(step: int, batch: Req) -> StageProfiler:
-    return StageProfiler(
-        f"denoising_step_{step}",
-        logger=logger,
-        metrics=batch.metrics,
-        perf_dump_path_provided=batch.perf_dump_path is not None,
-        record_as_step=True,
-    )
 
 
 def _plan_of(batch: Req, server_args: ServerArgs) -> DenoisingPlan:

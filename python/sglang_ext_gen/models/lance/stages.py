@@ -9,7 +9,6 @@ Requests that arrive as a group (several prompts, several outputs a prompt) are
 denoised as one batch wherever their plans agree.
 """
 
-import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -29,6 +28,11 @@ from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineSta
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from torch import Tensor, nn
 
+from sglang_ext_gen.batched_denoising import (
+    BatchedDenoisingStage,
+    hand_out,
+    output_seeds,
+)
 from sglang_ext_gen.models.lance import generation, sources, vae, visual_input
 from sglang_ext_gen.models.lance.generation import LanceConditioning
 from sglang_ext_gen.models.lance.options import LancePlacement
@@ -170,37 +174,15 @@ class LanceConditioningStage(_LanceStage):
         return features, (grid[0], grid[1] // merge, grid[2] // merge)
 
 
-class LanceDenoisingStage(_LanceStage):
+class LanceDenoisingStage(BatchedDenoisingStage, _LanceStage):
     """Noise -> latents, against the key/value prefix of each branch."""
 
-    @property
-    def role_affinity(self) -> RoleType:
-        """Which disaggregated role runs this stage."""
-        return RoleType.DENOISER
+    def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
+        """The whole plan."""
+        return plan_of(batch)
 
-    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
-        """Set ``batch.latents`` to [n, I, C] float32, n outputs."""
-        self._denoise([batch])
-        return batch
-
-    def run_grouped_requests(
-        self, batches: list[Req], server_args: ServerArgs
-    ) -> list[Req]:
-        """Denoise requests of equal plan as one batch."""
-        groups: dict[Hashable, list[Req]] = {}
-        for batch in batches:
-            groups.setdefault(plan_of(batch), []).append(batch)
-        for group in groups.values():
-            start = time.perf_counter()
-            self._denoise(group)
-            for batch in group:
-                assert batch.metrics is not None, "every request has them"
-                batch.metrics.record_stage(
-                    self._active_profile_stage_name(), time.perf_counter() - start
-                )
-        return batches
-
-    def _denoise(self, batches: list[Req]) -> None:
+    def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
+        """Set ``latents`` to [n, I, C] float32, n outputs of each request."""
         leader = batches[0]
         plan = plan_of(leader)
         device = get_local_torch_device()
@@ -228,14 +210,7 @@ class LanceDenoisingStage(_LanceStage):
             latents = generation.denoise(
                 transformer, conditionings, latents, times, _guidance(plan), on_step
             )
-        end = 0
-        for batch in batches:
-            start, end = end, end + batch.num_outputs_per_prompt
-            batch.latents = latents[start:end]
-            if trajectory:
-                steps = [step[start:end] for step in trajectory]
-                batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, I, C]
-                batch.trajectory_timesteps = times[:-1]
+        hand_out(batches, latents, trajectory, times)
 
 
 class LanceDecodingStage(_LanceStage):
@@ -279,11 +254,6 @@ def config_of(server_args: ServerArgs) -> LancePipelineConfig:
     """The options of this pipeline."""
     assert isinstance(server_args.pipeline_config, LancePipelineConfig)
     return server_args.pipeline_config
-
-
-def output_seeds(batch: Req) -> list[int]:
-    """Over HTTP one request may have several outputs, from seed on."""
-    return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
 
 
 def _guidance(plan: LancePlan) -> Guidance:

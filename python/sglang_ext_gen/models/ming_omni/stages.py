@@ -40,10 +40,14 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
 )
 from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
-from sglang.multimodal_gen.runtime.utils.logging_utils import init_logger
-from sglang.multimodal_gen.runtime.utils.perf_logger import StageProfiler
 from torch import Tensor, nn
 
+from sglang_ext_gen.batched_denoising import (
+    BatchedDenoisingStage,
+    hand_out,
+    output_seeds,
+    step_timer,
+)
 from sglang_ext_gen.errors import ExtGenError, RequestError
 from sglang_ext_gen.models.ming_omni import byt5, schedule
 from sglang_ext_gen.models.ming_omni.config import (
@@ -63,8 +67,6 @@ from sglang_ext_gen.models.ming_omni.thinker_client import (
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
 from sglang_ext_gen.pixels import from_levels, to_levels
 from sglang_ext_gen.reference_pictures import read_reference
-
-logger = init_logger(__name__)
 
 CONDITIONING = "ming_conditioning"
 # Of the release; ``pipeline.py`` refuses a VAE with another factor.
@@ -252,7 +254,7 @@ class MingConditioningStage(PipelineStage):
         return ((mean - config.shift_factor) * config.scaling_factor).float()
 
 
-class MingDenoisingStage(PipelineStage):
+class MingDenoisingStage(BatchedDenoisingStage):
     """Noise -> latents by Euler steps with guidance.
 
     Args:
@@ -265,11 +267,6 @@ class MingDenoisingStage(PipelineStage):
         self.transformer = transformer
         self.config = config
 
-    @property
-    def role_affinity(self) -> RoleType:
-        """Which disaggregated role runs this stage."""
-        return RoleType.DENOISER
-
     def component_uses(
         self, server_args: ServerArgs, stage_name: str | None = None
     ) -> list[ComponentUse]:
@@ -277,29 +274,19 @@ class MingDenoisingStage(PipelineStage):
         name = self._component_stage_name(stage_name)
         return [ComponentUse(name, "transformer", memory_intensive=True)]
 
-    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
-        """Set ``batch.latents`` to [n, C, h, w] float32, n pictures."""
-        self._denoise([batch], server_args)
-        return batch
-
-    def run_grouped_requests(
-        self, batches: list[Req], server_args: ServerArgs
-    ) -> list[Req]:
-        """Denoise requests of equal shapes and steps as one batch."""
-        groups: dict[Hashable, list[Req]] = {}
-        for batch in batches:
-            groups.setdefault(_shapes(batch), []).append(batch)
-        for group in groups.values():
-            start = time.perf_counter()
-            self._denoise(group, server_args)
-            for batch in group:
-                batch.metrics.record_stage(
-                    self._active_profile_stage_name(), time.perf_counter() - start
-                )
-        return batches
+    def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
+        """Shapes, steps and guidance."""
+        conditioning = batch.extra[CONDITIONING]
+        return (
+            *(batch.height, batch.width),
+            *(batch.num_inference_steps, batch.guidance_scale),
+            *(len(conditioning.caption), conditioning.reference is None),
+            batch.return_trajectory_latents,
+        )
 
     @torch.no_grad()
-    def _denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
+    def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
+        """Set ``latents`` to [n, C, h, w] float32, n pictures of each request."""
         leader = batches[0]
         steps, device = leader.num_inference_steps, get_local_torch_device()
         latents = self._draw_latents(batches).to(device)
@@ -320,7 +307,7 @@ class MingDenoisingStage(PipelineStage):
                 # more would change nothing.
                 if levels[step] != levels[step + 1]:
                     with (
-                        _step_timer(step, leader),
+                        step_timer(step, leader),
                         set_forward_context(
                             step, attn_metadata=None, forward_batch=leader
                         ),
@@ -334,7 +321,9 @@ class MingDenoisingStage(PipelineStage):
                 if leader.return_trajectory_latents:
                     trajectory.append(latents.cpu())
                 bar.update()
-        _hand_out(batches, latents, trajectory, sigmas)
+        hand_out(batches, latents, trajectory, sigmas)
+        for batch in batches:
+            del batch.extra[CONDITIONING]
 
     def _draw_latents(self, batches: list[Req]) -> Tensor:
         """Noise of every picture: [B, C, h, w] float32 on the CPU."""
@@ -343,7 +332,7 @@ class MingDenoisingStage(PipelineStage):
             [
                 schedule.draw_noise(seed, channels, *_latent_size(batch))
                 for batch in batches
-                for seed in _output_seeds(batch)
+                for seed in output_seeds(batch)
             ]
         )
 
@@ -430,22 +419,6 @@ def _guided(output: Tensor, batch: Req, server_args: ServerArgs) -> Tensor:
     return schedule.combine(conditional, negative, scale)
 
 
-def _hand_out(
-    batches: list[Req], latents: Tensor, trajectory: list[Tensor], sigmas: Tensor
-) -> None:
-    """Give each request its rows of the batch, and the levels that they shared."""
-    end = 0
-    for batch in batches:
-        start, end = end, end + batch.num_outputs_per_prompt
-        batch.latents = latents[start:end]
-        batch.metrics.steps = list(batches[0].metrics.steps)
-        del batch.extra[CONDITIONING]
-        if trajectory:
-            steps = [step[start:end] for step in trajectory]
-            batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, C, h, w]
-            batch.trajectory_timesteps = sigmas[:-1].cpu()
-
-
 def _resized(levels: Tensor, size: tuple[int, int]) -> Tensor:
     """[3, H, W] levels at another height and width, by the official filter."""
     height, width = size
@@ -472,28 +445,3 @@ def _size(batch: Req) -> tuple[int, int, bool]:
 
 def _latent_size(batch: Req) -> tuple[int, int]:
     return batch.height // _PIXELS_PER_LATENT, batch.width // _PIXELS_PER_LATENT
-
-
-def _shapes(batch: Req) -> Hashable:
-    """Requests with the same key can share a batch."""
-    conditioning = batch.extra[CONDITIONING]
-    return (
-        *(batch.height, batch.width, batch.num_inference_steps, batch.guidance_scale),
-        *(len(conditioning.caption), conditioning.reference is None),
-        batch.return_trajectory_latents,
-    )
-
-
-def _output_seeds(batch: Req) -> list[int]:
-    """Over HTTP one request may have several outputs, from seed on."""
-    return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
-
-
-def _step_timer(step: int, batch: Req) -> StageProfiler:
-    return StageProfiler(
-        f"denoising_step_{step}",
-        logger=logger,
-        metrics=batch.metrics,
-        perf_dump_path_provided=batch.perf_dump_path is not None,
-        record_as_step=True,
-    )
