@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sglang.multimodal_gen.runtime.loader.component_loaders.component_loader import (
-    ComponentLoader,
-)
 from sglang.multimodal_gen.runtime.loader.utils import set_default_torch_dtype
-from sglang.multimodal_gen.runtime.server_args import ServerArgs
-from sglang.multimodal_gen.runtime.utils.precision import resolve_component_precision
 from torch import nn
 
 from sglang_ext_gen.layers.fp8_linear import (
@@ -37,6 +32,7 @@ from sglang_ext_gen.models.ideogram4.weights import (
     text_encoder_rules,
     transformer_rules,
 )
+from sglang_ext_gen.weights.component_loader import StrictLoader
 from sglang_ext_gen.weights.layout import has_float8, read_json, read_tensors
 from sglang_ext_gen.weights.load import load_weights
 from sglang_ext_gen.weights.rules import Rule
@@ -101,62 +97,53 @@ def _fill(
     )
 
 
-class _StrictLoader(ComponentLoader):
-    """Takes precision and placement from SGLang, everything else from the folder."""
-
-    precision_key: str
-
-    def component_load_precision(
-        self, server_args: ServerArgs, component_name: str
-    ) -> str | None:
-        """Allow ``component_precisions`` for this component."""
-        return server_args.component_precisions.get(component_name)
-
-    def load_customized(
-        self, component_model_path: str, server_args: ServerArgs, component_name: str
-    ) -> nn.Module:
-        """Load strictly, then turn the FP8 weights into the chosen form."""
-        dtype = resolve_component_precision(server_args, component_name)
-        if dtype is None:
-            dtype = resolve_component_precision(server_args, self.precision_key)
-        assert dtype is not None, f"no precision for {component_name}"
-        device = self.target_device(
-            server_args.should_start_component_on_cpu(component_name)
-        )
-        mode = Ideogram4FP8PipelineConfig.of(server_args).fp8_mode
-        check_fp8_mode(mode, dtype)
-        module = self.build(Path(component_model_path), component_name, dtype, device)
-        finalize_fp8_linears(module, mode, dtype)
-        return module
+class _FP8Loader(StrictLoader):
+    """Loads strictly, then turns the FP8 weights into the chosen form."""
 
     def build(
-        self, folder: Path, component_name: str, dtype: torch.dtype, device: Any
+        self,
+        path: Path,
+        config: Ideogram4FP8PipelineConfig,
+        dtype: torch.dtype,
+        device: Any,
     ) -> nn.Module:
+        """Load the folder's component; ``config.fp8_mode`` is the form."""
+        check_fp8_mode(config.fp8_mode, dtype)
+        module = self.load_folder(path, dtype, device)
+        finalize_fp8_linears(module, config.fp8_mode, dtype)
+        return module
+
+    def load_folder(self, folder: Path, dtype: torch.dtype, device: Any) -> nn.Module:
+        """Build and fill the module."""
         raise NotImplementedError
 
 
-class Ideogram4TransformerLoader(_StrictLoader):
-    """Loads ``transformer`` or ``unconditional_transformer``."""
+class Ideogram4TransformerLoader(_FP8Loader):
+    """Loads ``transformer``."""
 
     expected_library = "diffusers"
     precision_key = "transformer"
+    has_text = True
 
-    def build(
-        self, folder: Path, component_name: str, dtype: torch.dtype, device: Any
-    ) -> nn.Module:
-        """Which of the two it is follows from the component's name."""
-        has_text = component_name == "transformer"
-        return load_transformer(folder, has_text=has_text, dtype=dtype, device=device)
+    def load_folder(self, folder: Path, dtype: torch.dtype, device: Any) -> nn.Module:
+        """With or without text, as the class says."""
+        return load_transformer(
+            folder, has_text=self.has_text, dtype=dtype, device=device
+        )
 
 
-class Ideogram4TextEncoderLoader(_StrictLoader):
+class Ideogram4UnconditionalLoader(Ideogram4TransformerLoader):
+    """Loads ``unconditional_transformer``."""
+
+    has_text = False
+
+
+class Ideogram4TextEncoderLoader(_FP8Loader):
     """Loads ``text_encoder``."""
 
     expected_library = "transformers"
     precision_key = "text_encoder"
 
-    def build(
-        self, folder: Path, component_name: str, dtype: torch.dtype, device: Any
-    ) -> nn.Module:
+    def load_folder(self, folder: Path, dtype: torch.dtype, device: Any) -> nn.Module:
         """Only the language tower is built."""
         return load_text_encoder(folder, dtype=dtype, device=device)

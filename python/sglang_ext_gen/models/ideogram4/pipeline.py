@@ -18,6 +18,7 @@ from sglang_ext_gen.models.ideogram4.layout import COMPONENTS, refuse_damage
 from sglang_ext_gen.models.ideogram4.loaders import (
     Ideogram4TextEncoderLoader,
     Ideogram4TransformerLoader,
+    Ideogram4UnconditionalLoader,
 )
 from sglang_ext_gen.models.ideogram4.pipeline_config import (
     Ideogram4FP8PipelineConfig,
@@ -45,7 +46,7 @@ class Ideogram4FP8Pipeline(ComposedPipelineBase):
     component_loaders = {  # noqa: RUF012  (SGLang declares it so)
         "text_encoder": Ideogram4TextEncoderLoader,
         "transformer": Ideogram4TransformerLoader,
-        "unconditional_transformer": Ideogram4TransformerLoader,
+        "unconditional_transformer": Ideogram4UnconditionalLoader,
     }
 
     def load_modules(
