@@ -143,6 +143,15 @@ def test_an_answer_equals_the_official_one(golden, tmp_path):
     assert case["text"].startswith(answer.strip())
 
 
+def test_a_task_without_its_directory_is_refused_before_loading(run, golden, tmp_path):
+    checkpoint = tmp_path / "lance"
+    left_out = shutil.ignore_patterns("Lance_3B")
+    shutil.copytree(golden.path / "checkpoint", checkpoint, ignore=left_out)
+    done = run("generate", str(checkpoint), "--prompt", "x")
+    assert done.returncode == 2
+    assert "task_type: t2i is not served here: Lance_3B is missing" in done.stderr
+
+
 def test_a_malicious_vae_is_refused_and_not_run(run, golden, tmp_path):
     checkpoint = tmp_path / "lance"
     shutil.copytree(golden.path / "checkpoint", checkpoint)

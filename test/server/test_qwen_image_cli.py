@@ -15,7 +15,7 @@ from conftest import GOLDEN_ROOT
 from images import psnr, read_rgb
 from server.servers import free_ports, server_environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.unproven]
+pytestmark = pytest.mark.slow
 
 GOLDEN = GOLDEN_ROOT / "qwen_image"
 
