@@ -138,6 +138,31 @@ def running(
         stop(server)
 
 
+def run_command(
+    folder: Path, *words: str, ports: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run ``sglang-ext-gen WORDS`` in ``folder`` to its end.
+
+    Args:
+        folder: Working directory.
+        words: The command, its flags, and those that it passes on to SGLang.
+        ports: Whether to add ports of the diffusion runtime that nothing else uses.
+    """
+    command = [sys.executable, "-m", "sglang_ext_gen", *words]
+    if ports:
+        _, scheduler, master = free_ports()
+        command += ["--scheduler-port", str(scheduler), "--master-port", str(master)]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=server_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
 @contextmanager
 def float32_generator(model: Path, **server_args: Any) -> Iterator["DiffGenerator"]:
     """A ``DiffGenerator`` that computes in float32, with ports of its own."""

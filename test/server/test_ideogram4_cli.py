@@ -3,35 +3,21 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import Golden
 from images import psnr
-from server.servers import free_ports, server_environment
+from server.servers import run_command
 
 pytestmark = pytest.mark.slow
 
 
 def generate(model: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
     """Run ``sglang-ext-gen generate MODEL WORDS --precision float32 --json``."""
-    _, scheduler_port, master_port = free_ports()
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "sglang_ext_gen", "generate", str(model), *words),
-            *("--precision", "float32", "--json"),
-            *("--scheduler-port", str(scheduler_port)),
-            *("--master-port", str(master_port)),
-        ],
-        cwd=folder,
-        env=server_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    form = ("--precision", "float32", "--json")
+    return run_command(folder, "generate", str(model), *words, *form)
 
 
 def test_the_picture_equals_the_references(

@@ -4,8 +4,8 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from server.lance_requests import (
     worst_psnr,
     write_source_video,
 )
-from server.servers import free_ports, server_environment
+from server.servers import run_command
 from sglang_ext_gen.models.lance.demo import demo_requests
 
 pytestmark = pytest.mark.slow
@@ -40,23 +40,7 @@ def golden(golden_dir) -> Golden:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def started(*words: str) -> subprocess.CompletedProcess[str]:
-        _, scheduler_port, master_port = free_ports()
-        ports = ("--scheduler-port", str(scheduler_port))
-        return subprocess.run(
-            [
-                *(sys.executable, "-m", "sglang_ext_gen", *words, *ports),
-                *("--master-port", str(master_port)),
-            ],
-            cwd=tmp_path,
-            env=server_environment({}),
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-
-    return started
+    return partial(run_command, tmp_path)
 
 
 def flags_of(fields: dict[str, Any]) -> list[str]:
@@ -118,23 +102,15 @@ def test_a_video_edit_with_every_loading_option_is_close_to_the_official_one(
     assert "16 FP8 linears, mode resident" in done.stderr  # 2 layers, 2 sets, 4 each
 
 
-def test_an_answer_equals_the_official_one(golden, tmp_path):
+def test_an_answer_equals_the_official_one(run, golden, tmp_path):
     case = golden.json["cases"]["x2t_video"]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "sglang_ext_gen", "ask"),
-            *(str(golden.path / "checkpoint"), "--prompt", case["prompt"]),
-            *("--video", str(write_source_video(golden, tmp_path / "in.mp4"))),
-            *("--max-tokens", "8", "--json", "--dtype", "float32"),
-            *("--max-total-tokens", "4096", "--mem-fraction-static", "0.2"),
-            *("--mm-process-config", json.dumps(PRESETS)),
-        ],
-        cwd=tmp_path,
-        env=server_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    done = run(
+        *("ask", str(golden.path / "checkpoint"), "--prompt", case["prompt"]),
+        *("--video", str(write_source_video(golden, tmp_path / "in.mp4"))),
+        *("--max-tokens", "8", "--json", "--dtype", "float32"),
+        *("--max-total-tokens", "4096", "--mem-fraction-static", "0.2"),
+        *("--mm-process-config", json.dumps(PRESETS)),
+        ports=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answer = json.loads(done.stdout)["answer"]

@@ -2,8 +2,6 @@
 """Ming draws from the command line in bfloat16, and in the demo."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from conftest import Golden
 from images import psnr
 from ming_drawing import BF16_DB, golden_png, golden_request
 from server.ming import FLAGS
-from server.servers import free_ports, server_environment
+from server.servers import run_command
 
 pytestmark = pytest.mark.slow
 
@@ -26,21 +24,10 @@ def test_all_in_bfloat16(golden_dir, tmp_path: Path) -> None:
         for word in ("--" + name.replace("_", "-"), str(value))
     ]
     picture = tmp_path / "edit.png"
-    _, scheduler_port, master_port = free_ports()
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "sglang_ext_gen", "generate"),
-            *(str(golden.checkpoint), *words, f"--thinker-args={thinker}"),
-            *("--output", str(picture), "--json"),
-            *("--scheduler-port", str(scheduler_port)),
-            *("--master-port", str(master_port)),
-        ],
-        cwd=tmp_path,
-        env=server_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    run = run_command(
+        tmp_path,
+        *("generate", str(golden.checkpoint), *words, f"--thinker-args={thinker}"),
+        *("--output", str(picture), "--json"),
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert json.loads(run.stdout)["family"] == "ming_omni"
@@ -48,18 +35,8 @@ def test_all_in_bfloat16(golden_dir, tmp_path: Path) -> None:
 
 
 def test_demo_draws_chats_and_edits(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "sglang_ext_gen", "demo", "ming_omni"),
-            *("--output", str(tmp_path / "demo"), "--steps", "2"),
-        ],
-        cwd=tmp_path,
-        env=server_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    output = ("--output", str(tmp_path / "demo"))
+    run = run_command(tmp_path, "demo", "ming_omni", *output, "--steps", "2")
     assert run.returncode == 0, run.stderr[-3000:]
     pictures = [file for file in (tmp_path / "demo").iterdir() if file.is_file()]
     assert {file.stem for file in pictures} == {f"ming_omni-{i}" for i in (1, 2, 3)}

@@ -6,8 +6,6 @@ from ``thinker_args``; both read the integrated golden checkpoint.
 """
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,7 +21,7 @@ from conftest import Golden
 from images import psnr
 from ming_drawing import CASES, FILE_DB, golden_png, golden_request
 from server.ming import FLAGS
-from server.servers import free_ports, server_environment
+from server.servers import free_ports, run_command
 from sglang_ext_gen.errors import GenerationError, RequestError
 
 pytestmark = pytest.mark.slow
@@ -202,7 +200,6 @@ def test_dead_thinker_is_an_error_and_comes_back(generator):
             time.sleep(2)
 
 
-# An earlier form, with a thinker of its own behind the command line, was run.
 def test_restarted_parts_write_the_same_bytes(generator, golden, folder):
     """A new worker, by the command line, and the thinker that was just started anew."""
     fields = {"prompt": "a fox in the snow", "seed": 4, **SMALL}
@@ -210,26 +207,15 @@ def test_restarted_parts_write_the_same_bytes(generator, golden, folder):
     words = thinker.cmdline()
     port = words[words.index("--port") + 1]
     picture = folder / "theirs.png"
-    _, scheduler_port, master_port = free_ports()
     request = [
         word
         for name, value in fields.items()
         for word in ("--" + name.replace("_", "-"), str(value))
     ]
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "sglang_ext_gen", "generate"),
-            *(str(golden.checkpoint), *request, "--precision", "float32"),
-            *("--thinker-url", f"http://127.0.0.1:{port}", "--output", str(picture)),
-            *("--scheduler-port", str(scheduler_port)),
-            *("--master-port", str(master_port)),
-        ],
-        cwd=folder,
-        env=server_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+    run = run_command(
+        folder,
+        *("generate", str(golden.checkpoint), *request, "--precision", "float32"),
+        *("--thinker-url", f"http://127.0.0.1:{port}", "--output", str(picture)),
     )
     assert run.returncode == 0, run.stderr[-3000:]
     # Written by the first worker, from what the first thinker said.
