@@ -85,7 +85,11 @@ def split_into_shards(file: Path, most_bytes: int) -> None:
         shard = f"{file.stem}-{number:05d}-of-{len(shards):05d}{file.suffix}"
         write_tensors(file.with_name(shard), tensors)
         weight_map |= dict.fromkeys(tensors, shard)
-    write_json(file.with_name(f"{file.name}.index.json"), {"weight_map": weight_map})
+    total = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+    write_json(
+        file.with_name(f"{file.name}.index.json"),
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+    )
     file.unlink()
 
 
