@@ -35,7 +35,6 @@ def test_bench_fp8_linear() -> None:
     assert record["rows"]
 
 
-@pytest.mark.unproven
 def test_bench_ming_image() -> None:
     """The part in one process; the other one starts two servers."""
     output, record = run("bench_ming_image.py")
@@ -46,7 +45,6 @@ def test_bench_ming_image() -> None:
     assert "fastest ms" in output
 
 
-@pytest.mark.unproven
 def test_bench_loading() -> None:
     _, record = run("bench_loading.py")
     assert {"hardware", "commit", "sglang", "torch", "seed"} <= record.keys()
@@ -88,7 +86,6 @@ def test_bench_qwen_image() -> None:
     assert fp8["dit_ratio_of_bf16"] <= 0.55
 
 
-@pytest.mark.unproven
 def test_bench_lance() -> None:
     output, record = run("bench_lance.py")
     assert {"hardware", "commit", "versions", "seed"} <= record.keys()
