@@ -79,10 +79,13 @@ def test_generate_equals_the_reference(tmp_path: Path) -> None:
 
 def test_demo_makes_its_pictures(tmp_path: Path) -> None:
     families = ("qwen_image", "qwen_image_edit")
+    common = ("--output", "out", "--steps", "2")
     printed = run_both(
         tmp_path,
-        *(("demo", name, "--output", "out", "--steps", "2") for name in families),
+        ("demo", "qwen_image", *common),
+        ("demo", "qwen_image_edit", *common, "--weight-format", "fp8"),
     )
+    assert "linears with FP8 weights" in (tmp_path / "1.log").read_text("utf-8")
     for name, output in zip(families, printed, strict=True):
         for number in (1, 2):
             picture = tmp_path / "out" / f"{name}-{number}.png"
