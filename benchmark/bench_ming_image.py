@@ -17,6 +17,7 @@ transformer); ``--model`` takes any other, ``--tiny`` the tiny one.
 """
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from sglang_ext_gen.models.ming_omni import loaders, tiny
 from sglang_ext_gen.models.ming_omni.layout import MingFiles
@@ -281,7 +283,7 @@ def measure_pipeline(
     medians = {
         name: round(statistics.median(run[name] for run in runs), 4) for name in runs[0]
     }
-    medians |= hop
+    medians |= hop | {"png_s": _measure_png(folder / "0.png", arguments.repeats)}
     medians["rest_share"] = round(medians["rest_s"] / medians["total_s"], 4)
     print("\n".join(f"{name:<28}{value:>10.4f}" for name, value in medians.items()))
     return medians
@@ -292,7 +294,7 @@ def _shares(description: dict[str, Any], seconds: float) -> dict[str, float]:
     steps = description["seconds_per_step"]
     by_name = {
         word: sum(s for name, s in stages.items() if word in name.lower())
-        for word in ("thinker", "conditioning", "denoising_stage", "decoding")
+        for word in ("thinker", "conditioning", "denoising", "decoding")
     }
     known = by_name["thinker"] + sum(steps) + by_name["decoding"]
     return {
@@ -301,10 +303,22 @@ def _shares(description: dict[str, Any], seconds: float) -> dict[str, float]:
         "condition_encoder_s": by_name["conditioning"] - by_name["thinker"],
         "transformer_steps_s": sum(steps),
         "transformer_step_s": statistics.median(steps),
-        "caption_and_loop_s": by_name["denoising_stage"] - sum(steps),
+        "caption_and_loop_s": by_name["denoising"] - sum(steps),
         "vae_s": by_name["decoding"],
         "rest_s": seconds - known,
     }
+
+
+def _measure_png(file: Path, repeats: int) -> float:
+    """Seconds of writing a picture."""
+    times = []
+    with Image.open(file) as image:
+        image.load()
+        for _ in range(repeats):
+            start = time.perf_counter()
+            image.save(io.BytesIO(), "PNG")
+            times.append(time.perf_counter() - start)
+    return round(statistics.median(times), 4)
 
 
 def _measure_hop(url: str, repeats: int) -> dict[str, float]:
