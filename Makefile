@@ -47,6 +47,7 @@ bench: setup ## Run the benchmarks at their tiny size
 	$(BIN)/python benchmark/bench_denoise.py --tiny
 	$(BIN)/python benchmark/bench_qwen_image.py --tiny
 	$(BIN)/python benchmark/bench_lance.py --tiny --parts steps
+	$(BIN)/python benchmark/bench_ming_image.py --tiny
 	$(BIN)/python benchmark/bench_loading.py --tiny
 	$(BIN)/python benchmark/bench_thinker.py --tiny
 
