@@ -67,13 +67,13 @@ def decode_together(
         cache.index_select(0, slots.flatten()).unflatten(0, slots.shape).transpose(1, 2)
         for cache in (k_cache, v_cache)
     )
+    # The heads that share a kv head are its queries: nothing is repeated for them.
     attended = F.scaled_dot_product_attention(
-        query[:, :, None],
+        query.unflatten(1, (k_cache.shape[1], -1)),  # [B, kv heads, shared by, d]
         keys,
         values,
         attn_mask=is_token[:, None, None],
         scale=scaling,
-        enable_gqa=enable_gqa,
     )
-    output.copy_(attended[:, :, 0])
+    output.copy_(attended.flatten(1, 2))
     return output
