@@ -65,10 +65,15 @@ def register_srt() -> None:
     In ``sglang serve`` only the choice of the runtime is hooked at first: the rest
     follows when it falls on this one (``resolution.prepare_server_args``).
     """
-    if "sglang.cli.serve" in sys.modules and enabled_families():
+    if _is_sglang_serve() and enabled_families():
         hooks.register_hooks("cli")
     else:
         language_models.register()
+
+
+def _is_sglang_serve() -> bool:
+    # Others may have imported the module, such as a program that runs an Engine.
+    return "sglang.cli.serve" in sys.modules and sys.argv[1:2] == ["serve"]
 
 
 def activate() -> None:

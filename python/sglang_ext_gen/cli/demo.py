@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
         description="Write a tiny random checkpoint in the released layout and run it "
         "through SGLang's DiffGenerator on whatever device there is, the CPU included. "
         "The weights are random, so what comes out is noise; the path is the real one.",
-        epilog="Other flags are passed on to SGLang, for example --num-gpus 2.",
+        epilog="The family's loading options are flags, too, such as --weight-format. "
+        "Other flags are passed on to SGLang, for example --num-gpus 2.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -37,16 +38,19 @@ def main(argv: list[str]) -> int:
         help="for the checkpoint and the pictures (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    family = find_family(parser.parse_known_args(argv)[0].family)
+    flags.add_load_flags(parser, family.title, resolve(family.load_options))
     arguments, sglang_arguments = parser.parse_known_args(argv)
-    family = find_family(arguments.family)
+    options = flags.load_values(arguments, resolve(family.load_options))
     requests = _requests(family, arguments.steps)
     checkpoint = _checkpoint(family, arguments.output / f"{family.name}-tiny")
     sglang_arguments += flags.precision_arguments(_precision())
     lines, made = [], {}
     with ExitStack() as stack:
-        options, chat = {}, None
+        chat = None
         if family.demo_chat is not None:
-            options, chat = stack.enter_context(resolve(family.demo_chat)(checkpoint))
+            found, chat = stack.enter_context(resolve(family.demo_chat)(checkpoint))
+            options |= found
         generator = stack.enter_context(
             running.started_generator(
                 family, str(checkpoint), options, sglang_arguments

@@ -15,7 +15,8 @@ from sglang_ext_gen.cli.running import stdout_to_stderr
 
 def inspect_process() -> dict[str, Any]:
     """Load all plugins of both runtimes and describe the result."""
-    # sglang serve is imported first: our srt plugin acts only where it is present.
+    # As in sglang serve, where our srt plugin hooks the choice of the runtime.
+    sys.argv = ["sglang", "serve"]
     import sglang.cli.serve  # noqa: F401
     import torch
     from sglang.multimodal_gen.registry import (

@@ -40,8 +40,16 @@ def test_language_models_are_registered_outside_sglang_serve(registered, monkeyp
 
 def test_sglang_serve_gets_the_cli_hook(registered, monkeypatch):
     monkeypatch.setitem(sys.modules, "sglang.cli.serve", sys)
+    monkeypatch.setattr(sys, "argv", ["sglang", "serve", "some/model"])
     plugin.register_srt()
     assert registered == [("cli",)]
+
+
+def test_a_program_that_only_imported_sglang_serve_is_not_it(registered, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sglang.cli.serve", sys)
+    monkeypatch.setattr(sys, "argv", ["program.py"])
+    plugin.register_srt()
+    assert registered == [("srt",)]
 
 
 def test_nothing_happens_when_every_family_is_disabled(registered, monkeypatch):
