@@ -13,7 +13,7 @@ import torch
 from conftest import Golden
 from ming_drawing import CASES, TENSOR_DB, golden_request
 from ming_studio import StoredThinker, Studio, golden_answers, psnr, stored_levels
-from sglang_ext_gen.errors import ThinkerError
+from sglang_ext_gen.errors import RequestError, ThinkerError
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +44,17 @@ def test_latents_after_every_step(name, studio, omni_golden):
         torch.testing.assert_close(steps[step], want, atol=2e-4, rtol=0)
     # The last step changes nothing, and the model is not run for it.
     assert torch.equal(steps[-1], steps[-2])
+
+
+def test_words_are_refused_where_nothing_letters_them(
+    studio, omni_golden, monkeypatch
+):
+    fields = golden_request(omni_golden, "t2i_text")
+    monkeypatch.setattr(studio.condition, "glyphs", None)
+    with pytest.raises(RequestError, match="byt5_text: this checkpoint letters no"):
+        studio.latents([studio.request(**fields, byt5_text="OPEN")])
+    # Words that the prompt quotes are drawn as the model likes.
+    assert studio.latents([studio.request(**fields)])
 
 
 def test_group_equals_its_singles_and_asks_once(studio, omni_golden):
