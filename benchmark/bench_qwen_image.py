@@ -53,7 +53,6 @@ NEGATIVE_PROMPT = "blurry, dull"
 # 32 dB as FP8, which guidance amplifies.
 MIN_PSNR_DB = {"fp32": 48.0, "bf16": 28.0}
 MIN_FP8_PSNR_DB = 20.0
-MAX_FP8_RATIO = 0.55  # of bf16
 # Relative to the transformer's bytes in bf16.
 SHARD = 1 / 8
 
@@ -68,6 +67,8 @@ class Case:
         batches: Pictures a request.
         steps: Denoising steps.
         rounds: Timed requests per side and setting.
+        max_fp8_ratio: Most bytes of FP8 weights, of bf16. In the tiny checkpoint
+            scales, biases and norms weigh more.
     """
 
     name: str
@@ -75,9 +76,13 @@ class Case:
     batches: tuple[int, ...] = (1, 4)
     steps: int = 3
     rounds: int = 3
+    max_fp8_ratio: float = 0.55
 
 
-FULL, TINY = Case("mid-size", (256, 512)), Case("tiny", (128, 256), steps=2, rounds=1)
+FULL, TINY = (
+    Case("mid-size", (256, 512)),
+    Case("tiny", (128, 256), steps=2, rounds=1, max_fp8_ratio=0.6),
+)
 
 
 @dataclass(frozen=True)
@@ -302,10 +307,10 @@ def find_problems(
                 f"{timing.psnr_db} dB from ours, expected {limit} dB or more"
             )
     (fp8,) = (memory for memory in memories if memory.side == "ours fp8")
-    if fp8.dit_ratio_of_bf16 > MAX_FP8_RATIO:
+    if fp8.dit_ratio_of_bf16 > args.case.max_fp8_ratio:
         problems.append(
             f"FP8 weights hold {fp8.dit_ratio_of_bf16} of their bytes in bf16, "
-            f"expected {MAX_FP8_RATIO} or less"
+            f"expected {args.case.max_fp8_ratio} or less"
         )
     allowed = fp8.after_loading_mib + 2 * fp8.shard_mib
     # The tiny checkpoint is smaller than the runtime's own noise.

@@ -46,9 +46,7 @@ def test_latents_after_every_step(name, studio, omni_golden):
     assert torch.equal(steps[-1], steps[-2])
 
 
-def test_words_are_refused_where_nothing_letters_them(
-    studio, omni_golden, monkeypatch
-):
+def test_words_are_refused_where_nothing_letters_them(studio, omni_golden, monkeypatch):
     fields = golden_request(omni_golden, "t2i_text")
     monkeypatch.setattr(studio.condition, "glyphs", None)
     with pytest.raises(RequestError, match="byt5_text: this checkpoint letters no"):
