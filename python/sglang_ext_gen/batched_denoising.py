@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of one kind through a denoising loop as one batch, and apart again.
 
-SGLang hands a stage a group: several prompts, several outputs a prompt, or what other
-clients asked for at the same time. A family says which requests can share a loop.
+SGLang hands a stage a group, such as several prompts or several outputs a prompt. A
+family says which requests can share a loop.
 """
 
 # SGLang's Req forwards attributes to its sampling params; its types say less than is
@@ -11,6 +11,7 @@ clients asked for at the same time. A family says which requests can share a loo
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalOperand=false
 
 import time
+from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -33,13 +34,13 @@ class BatchedDenoisingStage(PipelineStage):
         """Which disaggregated role runs this stage."""
         return RoleType.DENOISER
 
+    @abstractmethod
     def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
         """Equal for requests that can share a loop."""
-        raise NotImplementedError
 
+    @abstractmethod
     def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
         """Set ``latents`` of requests of one key, best by ``hand_out``."""
-        raise NotImplementedError
 
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
         """Set ``batch.latents`` to [n, ...] float32, n outputs."""

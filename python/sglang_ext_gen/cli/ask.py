@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sglang_ext_gen.cli import flags
 from sglang_ext_gen.errors import ConfigError, GenerationError, RequestError
 from sglang_ext_gen.registry import (
     LANGUAGE_MODELS,
@@ -21,10 +22,23 @@ from sglang_ext_gen.registry import (
     find_row,
     language_model_of,
 )
+from sglang_ext_gen.request_fields import RequestField, check_given, check_prompt
 from sglang_ext_gen.serving import limits
 from sglang_ext_gen.serving.child_server import ChildServer
 
 MEDIA = ("image", "video", "audio")
+FIELDS = (
+    RequestField("prompt", "str", "The question."),
+    RequestField("max_tokens", "int", "Longest answer; 256 by default.", minimum=1),
+    RequestField(
+        "temperature",
+        "float",
+        "0 for the likeliest answer; by default the model's own.",
+        minimum=0,
+        maximum=2,
+    ),
+)
+_MAX_TOKENS = 256
 # Loading 200 GB from a slow disk takes a while.
 _START_SECONDS = 3600.0
 _MODEL = "model"
@@ -83,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", nargs="?")
-    parser.add_argument("--prompt", required=True, help="the question")
+    flags.add_request_flags(parser, "a question", FIELDS)
     for medium in MEDIA:
         parser.add_argument(
             f"--{medium}",
@@ -92,16 +106,6 @@ def _parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help="a local file; may be repeated",
         )
-    parser.add_argument(
-        "--max-tokens",
-        type=int,
-        default=256,
-        metavar="N",
-        help="longest answer (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--temperature", type=float, help="0 for the likeliest answer; the model's own"
-    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -131,12 +135,11 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of OpenAI's client.
 
     Raises:
-        RequestError: The question is empty, or a file cannot be read.
+        RequestError: A field is missing or not allowed, or a file cannot be read.
     """
-    if not arguments.prompt.strip():
-        raise RequestError("prompt", "missing or empty, expected a text")
-    if arguments.max_tokens < 1:
-        raise RequestError("max_tokens", f"{arguments.max_tokens} given, at least 1")
+    fields = check_given(FIELDS, flags.request_values(arguments, FIELDS))
+    prompt = fields.pop("prompt", None)
+    check_prompt(prompt)
     content = [
         {
             "type": f"{medium}_url",
@@ -145,16 +148,14 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
         for medium in MEDIA
         for file in getattr(arguments, medium)
     ]
-    content.append({"type": "text", "text": arguments.prompt})
-    request = {
+    content.append({"type": "text", "text": prompt})
+    return {
         "model": _MODEL,
         "messages": [{"role": "user", "content": content}],
-        "max_tokens": arguments.max_tokens,
+        "max_tokens": _MAX_TOKENS,
         "stream": True,
+        **fields,
     }
-    if arguments.temperature is not None:
-        request["temperature"] = arguments.temperature
-    return request
 
 
 def _data_url(medium: str, file: Path) -> str:
@@ -188,6 +189,6 @@ def _answer(url: str, request: dict[str, Any]) -> Iterator[str]:
             if part.choices:
                 yield part.choices[0].delta.content or ""
     except openai.BadRequestError as error:
-        raise RequestError("prompt", f"refused: {error.message}") from error
+        raise RequestError(error.param or "request", error.message) from error
     except openai.OpenAIError as error:
         raise GenerationError(str(error)) from error

@@ -8,6 +8,7 @@ someone else runs, which is only asked whether it is well.
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import httpx
@@ -30,7 +31,7 @@ FIRST_DELAY_SECONDS = 1.0
 NOTICE_SECONDS = 3.0
 
 
-class Part:
+class Part(ABC):
     """One of the servers, as those see it who send it requests.
 
     Args:
@@ -49,9 +50,9 @@ class Part:
         self.problem: str | None = "is still starting"
         self._client = client
 
+    @abstractmethod
     async def run(self) -> None:
         """Watch the server until cancelled, and keep ``problem`` true."""
-        raise NotImplementedError
 
     async def ready(self) -> None:
         """Return when it takes requests."""

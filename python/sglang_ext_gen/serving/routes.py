@@ -182,11 +182,12 @@ class RequestGuard:
             form = uploads.Form(bodies.unwrap_fields(bodies.parse_json_object(body)))
         if is_edit:
             checked = await edits.checked_edit_body(form, self._model, folders[0])
-            await _check_pictures(checked["image_path"], "image")
+            await _check_pictures(checked["image_path"], edits.SPELLING["image_path"])
             scope = {**scope, "path": images.PATH, "raw_path": images.PATH.encode()}
         else:
             checked = videos.checked_video_body(form, self._model)
-            await _check_pictures(checked.get("input_reference"), "input_reference")
+            field = videos.SPELLING["image_path"]
+            await _check_pictures(checked.get(field), field)
         return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
 
     def _closed_route(self, method: str, path: str) -> Refusal:

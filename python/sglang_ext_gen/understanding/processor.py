@@ -2,6 +2,7 @@
 """SGLang's multimodal processor, with a request's work off the event loop."""
 
 import asyncio
+from abc import abstractmethod
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import MultimodalProcessorOutput
@@ -40,6 +41,7 @@ class ThreadedProcessor(BaseMultimodalProcessor):
             audio_data or [],
         )
 
+    @abstractmethod
     def prepare(
         self,
         text: str | list[int],
@@ -58,4 +60,3 @@ class ThreadedProcessor(BaseMultimodalProcessor):
         Raises:
             RequestError: See ``process_mm_data_async``.
         """
-        raise NotImplementedError

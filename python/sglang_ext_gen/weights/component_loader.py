@@ -4,6 +4,7 @@
 Precision and placement come from SGLang, everything else from the checkpoint.
 """
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class StrictLoader(ComponentLoader):
         path, config = Path(component_model_path), server_args.pipeline_config
         return self.build(path, config, dtype, device)
 
+    @abstractmethod
     def build(
         self, path: Path, config: Any, dtype: torch.dtype, device: Any
     ) -> nn.Module:
@@ -57,4 +59,3 @@ class StrictLoader(ComponentLoader):
             dtype: Compute dtype.
             device: Where its weights go.
         """
-        raise NotImplementedError

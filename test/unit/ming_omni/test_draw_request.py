@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from conftest import Golden
+from sglang_ext_gen import reference_pictures
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.ming_omni.options import listed_arguments, listed_urls
 from sglang_ext_gen.models.ming_omni.quoted_text import as_glyph_text, quoted_text
@@ -188,4 +189,21 @@ class TestReferences:
         frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
         frames[0].save(path, save_all=True, append_images=frames[1:])
         with pytest.raises(RequestError, match="animated"):
+            check_references([str(path)], 1)
+
+    def test_a_phones_picture_with_a_preview(self, tmp_path):
+        path = tmp_path / "a.jpg"
+        picture, preview = Image.new("RGB", (8, 6)), Image.new("RGB", (4, 3))
+        picture.save(path, "MPO", save_all=True, append_images=[preview])
+        assert check_references([str(path)], 1) == [(6, 8)]
+
+    def test_only_a_changed_file_is_decoded_again(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.png"
+        Image.new("RGB", (8, 6)).save(path)
+        assert check_references([str(path)], 1) == [(6, 8)]
+        with monkeypatch.context() as closed:
+            closed.setattr(reference_pictures, "_open", None)
+            assert check_references([str(path)], 1) == [(6, 8)]
+        path.write_bytes(b"no picture any more")
+        with pytest.raises(RequestError, match="not a readable picture"):
             check_references([str(path)], 1)

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from sglang_ext_gen.errors import ServerError
+from sglang_ext_gen.serving import child_server
 from sglang_ext_gen.serving.child_server import ChildServer, free_port
 
 # Nothing here is slow; this only keeps a defect from hanging the run.
@@ -161,3 +163,15 @@ def test_the_child_dies_with_its_parent(tmp_path):
 
 def test_nothing_to_stop_before_the_start():
     ChildServer("part", ["-c", "pass"]).stop()
+
+
+def test_ports_are_free_distinct_and_not_for_outgoing_connections():
+    bounds = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    ports = [free_port() for _ in range(50)]
+    assert len({port + next_ for port in ports for next_ in (0, 1)}) == 100
+    assert all(port + 1 < int(bounds[0]) for port in ports)
+    with socket.socket() as taken:
+        # The port that would come next, and is skipped when something listens on it.
+        ahead = next(child_server._candidates)
+        taken.bind(("127.0.0.1", ahead))
+        assert ahead not in [free_port() for _ in range(len(child_server._PORTS))]

@@ -176,10 +176,11 @@ def test_no_worker_starts_for_what_cannot_work(
     ("words", "message"),
     [
         (("--prompt", "a"), "MODEL must come first"),
-        (("{model}",), "--prompt"),
+        (("{model}",), "prompt: missing or empty"),
         (("{model}", "--prompt", " "), "prompt: missing or empty"),
         (("{model}", "--prompt", "a", "--image", "no.png"), "image: no.png cannot be"),
         (("{model}", "--prompt", "a", "--max-tokens", "0"), "max_tokens: 0 given"),
+        (("{model}", "--prompt", "a", "--temperature", "-1"), "temperature: -1 given"),
         (("{other}", "--prompt", "a"), "is no checkpoint of Ming-flash-omni 2.0"),
     ],
 )

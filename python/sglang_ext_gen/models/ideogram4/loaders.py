@@ -5,6 +5,7 @@ The VAE and the tokenizer are loaded by SGLang itself; the layout check that
 precedes every load covers their files too.
 """
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ class _FP8Loader(StrictLoader):
         finalize_fp8_linears(module, config.fp8_mode, dtype)
         return module
 
+    @abstractmethod
     def load_folder(self, folder: Path, dtype: torch.dtype, device: Any) -> nn.Module:
         """Build and fill the module."""
-        raise NotImplementedError
 
 
 class Ideogram4TransformerLoader(_FP8Loader):
