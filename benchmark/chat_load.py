@@ -177,8 +177,8 @@ def _ask(load: Load, parts: list[dict[str, Any]], tag: str) -> _Answer:
 def _events(load: Load, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The objects of a stream.
 
-    Read without OpenAI's client: on one machine with the server it would take from the
-    server as much time a token as the server itself needs.
+    Read without OpenAI's client, which builds checked objects of every token: on one
+    machine the clients take their time from the server.
     """
     request = urllib.request.Request(
         f"{load.base_url}/chat/completions",
