@@ -56,6 +56,7 @@ from lance_cases import (
 )
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.cli import running
 from sglang_ext_gen.models.lance import generation, loaders, sources, tiny, vae
 from sglang_ext_gen.models.lance.packing import (
@@ -70,9 +71,8 @@ from sglang_ext_gen.models.lance.schedule import (
 )
 from sglang_ext_gen.models.lance.tasks import TASKS, Variant
 from sglang_ext_gen.models.lance.tiling import Tiling
+from sglang_ext_gen.process.child_server import ChildServer
 from sglang_ext_gen.registry import find_family
-from sglang_ext_gen.serving.child_server import ChildServer
-from sglang_ext_gen.weights.layout import read_json
 
 PARTS = ("memory", "steps", "tasks", "answers")
 # The decoder of a random checkpoint, where it differs from ``tiny lance``.

@@ -204,7 +204,7 @@ def _start_runtime(model: Path) -> None:
             model_path=str(model), backend="sglang", thinker_url="http://127.0.0.1:9"
         )
     )
-    from sglang_ext_gen.serving.child_server import free_port
+    from sglang_ext_gen.process.child_server import free_port
 
     maybe_init_distributed_environment_and_model_parallel(
         tp_size=1, sp_size=1, distributed_init_method=f"tcp://127.0.0.1:{free_port()}"
@@ -240,7 +240,7 @@ def measure_pipeline(
 
     from sglang_ext_gen.cli.running import TIMING_VARIABLES, describe
     from sglang_ext_gen.models.ming_omni.thinker_client import OwnThinker
-    from sglang_ext_gen.serving.child_server import free_port
+    from sglang_ext_gen.process.child_server import free_port
 
     for variable in TIMING_VARIABLES:
         os.environ.setdefault(variable, "1")

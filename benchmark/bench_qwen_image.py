@@ -173,9 +173,9 @@ def make_checkpoint(args: argparse.Namespace, folder: Path) -> Path:
         path.symlink_to(args.model.resolve())
         return path
     # Imported here: they need PyTorch, which the measuring process does not.
+    from sglang_ext_gen.checkpoint.tiny import split_into_shards
     from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE
     from sglang_ext_gen.models.qwen_image.tiny import MID_SIZE, TRANSFORMER, write_tiny
-    from sglang_ext_gen.weights.tiny import split_into_shards
 
     config = TRANSFORMER if args.tiny else MID_SIZE
     write_tiny(path, seed=SEED, transformer=config)

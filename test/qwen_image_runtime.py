@@ -58,7 +58,7 @@ class LoadedPipeline:
         """The requests that ``DiffGenerator.generate(**fields)`` would queue."""
         from sglang.multimodal_gen.runtime.server_args import set_global_server_args
 
-        from sglang_ext_gen.offline import _build_requests
+        from sglang_ext_gen.plugin.generate import _build_requests
 
         set_global_server_args(self.server_args)
         generator = _Caller(self.server_args)

@@ -3,14 +3,18 @@
 
 Where things are:
 
-    registry.py     the families, one row each
-    plugin.py       entry points that SGLang loads; hooks.py lists what they change
-    models/<name>/  a family: config, modules, weights, stages, pipeline
-    layers/ kernels/ schedulers/ weights/   shared by the families
-    serving/        the HTTP door
-    understanding/  what models on the language model runtime share
-    cli/            the command line, ``sglang-ext-gen``
-    compat.py       what is relied on in SGLang; envs.py: environment variables
+    registry.py  the families, one row each; errors.py; envs.py: environment variables
+    plugin/      what SGLang calls: entry points, hooks, what is relied on in SGLang
+    request/     what a client says: fields, checks, flags
+    media/       what a client sends: pictures, videos, sounds
+    diffusion/   what the stages of all families share
+    checkpoint/  what is on disk, and where it goes
+    layers/ kernels/ platforms/
+    http/        between a client and SGLang's diffusion server
+    process/     servers that end with their parent
+    gateway/     one port before several servers
+    models/      a folder for each family
+    cli/         the command line, ``sglang-ext-gen``
 
 Importing this package imports neither torch nor SGLang.
 """
@@ -26,6 +30,6 @@ if (
     os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE") == __name__
     and "sglang.multimodal_gen.registry" in sys.modules
 ):
-    from sglang_ext_gen.plugin import activate
+    from sglang_ext_gen.plugin.entry_points import activate
 
     activate()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang_ext_gen.serving.limits import MAX_JSON_BODY_BYTES
+from sglang_ext_gen.media.limits import MAX_JSON_BODY_BYTES
 
 IMAGES = "/v1/images/generations"
 JSON = {"content-type": "application/json"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 
-from sglang_ext_gen.serving.child_server import free_port
+from sglang_ext_gen.process.child_server import free_port
 
 if TYPE_CHECKING:
     from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (

@@ -28,7 +28,7 @@ def main(checkpoint: str, picture: Path, stdout: int) -> None:
     from sglang.multimodal_gen.registry import get_registered_pipeline_names
 
     from server.servers import free_ports
-    from sglang_ext_gen.hooks import applied_hooks
+    from sglang_ext_gen.plugin.hooks import applied_hooks
     from sglang_ext_gen.registry import FAMILIES
 
     _, scheduler_port, master_port = free_ports()

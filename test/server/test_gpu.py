@@ -91,7 +91,7 @@ def generate_picture(case: GpuCase, folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("chat", CHATS, ids=lambda chat: chat.name)
 def test_chat(chat: GpuChat, tmp_path: Path) -> None:
-    from sglang_ext_gen.serving.child_server import ChildServer
+    from sglang_ext_gen.process.child_server import ChildServer
 
     skip_unless_possible(chat)
     model = str(checkpoint(chat, tmp_path))

@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sglang_ext_gen.cli import flags
 from sglang_ext_gen.errors import ConfigError, GenerationError, RequestError
+from sglang_ext_gen.media import limits
+from sglang_ext_gen.process.child_server import ChildServer
 from sglang_ext_gen.registry import (
     LANGUAGE_MODELS,
     composed_family_of,
     find_row,
     language_model_of,
 )
-from sglang_ext_gen.request_fields import RequestField, check_given, check_prompt
-from sglang_ext_gen.serving import limits
-from sglang_ext_gen.serving.child_server import ChildServer
+from sglang_ext_gen.request import flags
+from sglang_ext_gen.request.fields import RequestField, check_given, check_prompt
 
 MEDIA = ("image", "video", "audio")
 FIELDS = (

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sglang_ext_gen.cli import flags, running
+from sglang_ext_gen.cli import running
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.registry import FAMILIES, ModelFamily, find_family, resolve
+from sglang_ext_gen.request import flags
 
 
 def main(argv: list[str]) -> int:

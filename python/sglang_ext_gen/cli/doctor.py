@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from sglang_ext_gen import __version__, compat, envs, hooks
+from sglang_ext_gen import __version__, envs
+from sglang_ext_gen.plugin import compat, hooks
 from sglang_ext_gen.registry import (
     FAMILIES,
     enabled_families,
@@ -36,12 +37,13 @@ DISTRIBUTIONS = (
     "diffusers",
     "triton",
 )
+_PLUGIN = "sglang_ext_gen.plugin.entry_points"
 # group -> the function that our entry point must name
 ENTRY_POINTS = {
-    "sglang.multimodal_gen.plugins": "sglang_ext_gen.plugin:register_diffusion",
-    "sglang.srt.plugins": "sglang_ext_gen.plugin:register_srt",
+    "sglang.multimodal_gen.plugins": f"{_PLUGIN}:register_diffusion",
+    "sglang.srt.plugins": f"{_PLUGIN}:register_srt",
     "sglang.srt.platforms": "sglang_ext_gen.platforms.cpu_reference:activate",
-    "sglang.serve_backends": "sglang_ext_gen.serving.backend:one_port",
+    "sglang.serve_backends": "sglang_ext_gen.gateway.backend:one_port",
 }
 FRESH_PROCESS_TIMEOUT_S = 600
 

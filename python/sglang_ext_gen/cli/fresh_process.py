@@ -26,7 +26,7 @@ def inspect_process() -> dict[str, Any]:
     from sglang.multimodal_gen.runtime.platforms.plugins import apply_plugin_hooks
     from sglang.srt.plugins import load_plugins
 
-    from sglang_ext_gen import compat, hooks
+    from sglang_ext_gen.plugin import compat, hooks
     from sglang_ext_gen.registry import enabled_families
 
     load_plugins()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sglang_ext_gen.cli import flags, running
+from sglang_ext_gen.cli import running
 from sglang_ext_gen.errors import ConfigError, RequestError
 from sglang_ext_gen.registry import (
     ModelFamily,
@@ -19,6 +19,7 @@ from sglang_ext_gen.registry import (
     family_of,
     resolve,
 )
+from sglang_ext_gen.request import flags
 
 _DESCRIPTION = """\
 Generate from the command line. MODEL is a local checkpoint or a Hugging Face id.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError, GenerationError
+from sglang_ext_gen.process.child_server import free_port
 from sglang_ext_gen.registry import ModelFamily, resolve
-from sglang_ext_gen.serving.child_server import free_port
 
 if TYPE_CHECKING:
     from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (

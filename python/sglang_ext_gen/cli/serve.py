@@ -4,13 +4,14 @@
 import argparse
 import sys
 
-from sglang_ext_gen.cli import flags, one_port
+from sglang_ext_gen.gateway import arguments as gateway
 from sglang_ext_gen.registry import (
     ModelFamily,
     composed_family_of,
     family_of,
     resolve,
 )
+from sglang_ext_gen.request import flags
 
 _DESCRIPTION = """\
 Start SGLang's HTTP server with the families of this package. MODEL is a local
@@ -33,9 +34,9 @@ def main(argv: list[str]) -> int:
     model, words = argv[0], argv[1:]
     backend, rest = _split_model_type(words)
     if backend is None and composed_family_of(model) is not None:
-        backend = one_port.BACKEND
-    if backend == one_port.BACKEND:
-        return one_port.main(model, rest)
+        backend = gateway.BACKEND
+    if backend == gateway.BACKEND:
+        return gateway.main(model, rest)
     arguments = sglang_arguments(model, words)
 
     # SGLang reads the command line again in several places.

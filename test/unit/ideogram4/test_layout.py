@@ -15,6 +15,7 @@ from checkpoint_damage import (
 )
 from checkpoint_repacks import edit_json, edit_tensors, shard, split_attention
 from conftest import Golden
+from sglang_ext_gen.checkpoint.layout import check_tensors, read_json, read_tensors
 from sglang_ext_gen.models.ideogram4.layout import (
     WEIGHT_FILES,
     check_checkpoint,
@@ -27,7 +28,6 @@ from sglang_ext_gen.models.ideogram4.tensors import (
     vae_specs,
     vision_specs,
 )
-from sglang_ext_gen.weights.layout import check_tensors, read_json, read_tensors
 
 RELEASED_TRANSFORMER = {
     "in_channels": 128,

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import Golden
+from sglang_ext_gen.checkpoint.tiny import quantize_rows
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.ideogram4 import tiny
 from sglang_ext_gen.models.ideogram4.latent_statistics import (
@@ -25,7 +26,6 @@ from sglang_ext_gen.models.ideogram4.layout import (
     recognises,
 )
 from sglang_ext_gen.models.ideogram4.tensors import transformer_specs
-from sglang_ext_gen.weights.tiny import quantize_rows
 
 
 def digests(path: Path) -> dict[str, str]:

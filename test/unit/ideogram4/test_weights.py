@@ -16,6 +16,16 @@ from torch import Tensor, nn
 import checkpoint_damage as damages
 from checkpoint_repacks import edit_tensors, split_attention
 from conftest import Golden
+from sglang_ext_gen.checkpoint.layout import (
+    FLOAT8,
+    FLOAT32,
+    TensorSpec,
+    linear_specs,
+    read_json,
+    read_tensors,
+)
+from sglang_ext_gen.checkpoint.load import load_weights
+from sglang_ext_gen.checkpoint.rules import Rule
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ideogram4.tensors import transformer_specs
 from sglang_ext_gen.models.ideogram4.weights import (
@@ -24,16 +34,6 @@ from sglang_ext_gen.models.ideogram4.weights import (
     text_encoder_rules,
     transformer_rules,
 )
-from sglang_ext_gen.weights.layout import (
-    FLOAT8,
-    FLOAT32,
-    TensorSpec,
-    linear_specs,
-    read_json,
-    read_tensors,
-)
-from sglang_ext_gen.weights.load import load_weights
-from sglang_ext_gen.weights.rules import Rule
 
 
 def parameter_tree(specs: Iterable[TensorSpec]) -> nn.Module:

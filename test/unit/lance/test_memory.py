@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from sglang_ext_gen.checkpoint.layout import TensorSpec, read_tensors
 from sglang_ext_gen.models.lance import loaders, vae
 from sglang_ext_gen.models.lance.options import place_tasks, takes_sources
 from sglang_ext_gen.models.lance.tensors import transformer_specs, vision_specs
 from sglang_ext_gen.models.lance.thinker import weights as thinker_weights
-from sglang_ext_gen.weights.layout import TensorSpec, read_tensors
 
 CPU = torch.device("cpu")
 PARTS = {

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sglang_ext_gen.checkpoint.layout import TensorSpec, read_json
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.models.ming_omni.thinker.layout import (
     DEFAULT_SCALES,
@@ -28,7 +29,6 @@ from sglang_ext_gen.models.ming_omni.thinker.weights import (
     load_thinker,
     target_of,
 )
-from sglang_ext_gen.weights.layout import TensorSpec, read_json
 
 LAYER = "model.model.layers.3"
 

@@ -12,6 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import Golden
+from sglang_ext_gen.checkpoint.pickles import (
+    checked_pickle,
+    convert_pickle,
+    read_pickle,
+)
 from sglang_ext_gen.cli.doctor import examine_model
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.models.ming_omni import layout, tiny
@@ -22,7 +27,6 @@ from sglang_ext_gen.models.ming_omni.tensors import (
     glyph_mapper_specs,
 )
 from sglang_ext_gen.registry import family_of, find_family
-from sglang_ext_gen.weights.pickles import checked_pickle, convert_pickle, read_pickle
 
 PARTS = {
     "connector": "model.safetensors",

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from conftest import Golden
-from sglang_ext_gen import reference_pictures
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.media import images
+from sglang_ext_gen.media.images import check_references
 from sglang_ext_gen.models.ming_omni.options import listed_arguments, listed_urls
 from sglang_ext_gen.models.ming_omni.quoted_text import as_glyph_text, quoted_text
 from sglang_ext_gen.models.ming_omni.request import check_request
@@ -17,7 +18,6 @@ from sglang_ext_gen.models.ming_omni.sizes import (
     unstretched_size,
 )
 from sglang_ext_gen.models.ming_omni.thinker_protocol import generation_prompt
-from sglang_ext_gen.reference_pictures import check_references
 
 
 def test_quoted_text_is_the_official_rule(drawing_golden: Golden):
@@ -202,7 +202,7 @@ class TestReferences:
         Image.new("RGB", (8, 6)).save(path)
         assert check_references([str(path)], 1) == [(6, 8)]
         with monkeypatch.context() as closed:
-            closed.setattr(reference_pictures, "_open", None)
+            closed.setattr(images, "_open", None)
             assert check_references([str(path)], 1) == [(6, 8)]
         path.write_bytes(b"no picture any more")
         with pytest.raises(RequestError, match="not a readable picture"):

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from qwen_image_runtime import decibels, load_pipeline
-from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE, transformer_specs
-from sglang_ext_gen.models.qwen_image.tiny import TRANSFORMER
-from sglang_ext_gen.weights.tiny import (
+from sglang_ext_gen.checkpoint.tiny import (
     random_tensors,
     split_into_shards,
     write_json,
     write_tensors,
 )
+from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE, transformer_specs
+from sglang_ext_gen.models.qwen_image.tiny import TRANSFORMER
 
 # The released transformer's config (Qwen/Qwen-Image).
 RELEASED = {

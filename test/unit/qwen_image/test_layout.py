@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwen_image_runtime import copy_checkpoint, decibels, load_pipeline
+from sglang_ext_gen.checkpoint.layout import read_json, read_tensors
 from sglang_ext_gen.models.qwen_image.layout import (
     check_checkpoint,
     recognises,
@@ -18,7 +19,6 @@ from sglang_ext_gen.models.qwen_image.layout import (
 from sglang_ext_gen.models.qwen_image.tensors import text_encoder_specs, vae_specs
 from sglang_ext_gen.models.qwen_image.tiny import write_tiny, write_tiny_edit
 from sglang_ext_gen.registry import family_of
-from sglang_ext_gen.weights.layout import read_json, read_tensors
 
 
 def test_families_by_content_alone(t2i_checkpoint, edit_checkpoint, tmp_path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sglang_ext_gen import reference_pictures
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.media import images
 from sglang_ext_gen.models.qwen_image import references, request
 from sglang_ext_gen.models.qwen_image.references import (
     check_references,
@@ -133,9 +133,9 @@ def test_reference_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(RequestError, match="at most 1"):
         check_references([str(good)] * 2, most=1)
     # Unchanged files are not read twice; these are new ones.
-    monkeypatch.setattr(reference_pictures, "MAX_PIXELS", 100)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
     with pytest.raises(RequestError, match="64x48"):
         check_references([shutil.copy(good, f"{tmp_path}/second.png")])
-    monkeypatch.setattr(reference_pictures, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
     with pytest.raises(RequestError, match="bytes"):
         check_references([shutil.copy(good, f"{tmp_path}/third.png")])

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from sglang_ext_gen.errors import ServerError
-from sglang_ext_gen.serving import child_server
-from sglang_ext_gen.serving.child_server import ChildServer, free_port
+from sglang_ext_gen.process import child_server
+from sglang_ext_gen.process.child_server import ChildServer, free_port
 
 # Nothing here is slow; this only keeps a defect from hanging the run.
 LIMIT = 60.0
@@ -134,7 +134,7 @@ def test_a_killed_child_is_noticed_and_its_tree_is_ended(child):
 
 
 def test_a_child_that_ignores_sigterm_is_killed(child, monkeypatch):
-    monkeypatch.setattr("sglang_ext_gen.serving.child_server._TERMINATE_SECONDS", 0.2)
+    monkeypatch.setattr("sglang_ext_gen.process.child_server._TERMINATE_SECONDS", 0.2)
     server = child("stubborn")
     server.wait_until_healthy(LIMIT)
     server.stop()
@@ -146,7 +146,7 @@ def test_the_child_dies_with_its_parent(tmp_path):
     script.write_text(SERVER)
     program = (
         "import sys, time\n"
-        "from sglang_ext_gen.serving.child_server import ChildServer\n"
+        "from sglang_ext_gen.process.child_server import ChildServer\n"
         "server = ChildServer('part', [sys.argv[1], 'stubborn'])\n"
         "server.start()\n"
         "server.wait_until_healthy(60)\n"

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from checkpoint_damage import copy_checkpoint, missing_scale
-from sglang_ext_gen import compat
 from sglang_ext_gen.__main__ import COMMANDS, main
 from sglang_ext_gen.cli import doctor, running, serve
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.plugin import compat
 from sglang_ext_gen.registry import FAMILIES, resolve
 
 

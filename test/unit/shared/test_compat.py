@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_ext_gen import compat, hooks
+from sglang_ext_gen.plugin import compat, hooks
 
 REPOSITORY = Path(__file__).parents[3]
 PACKAGE = REPOSITORY / "python" / "sglang_ext_gen"

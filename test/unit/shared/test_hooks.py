@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sglang_ext_gen import compat, hooks, resolution
 from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.plugin import compat, hooks, resolution
 from sglang_ext_gen.registry import resolve
 
 OURS = "ideogram-ai/ideogram-4-fp8"

@@ -20,6 +20,14 @@ REPOSITORY = Path(__file__).parents[3]
 PACKAGE = REPOSITORY / "python" / "sglang_ext_gen"
 # The one shared module whose task is to name the families.
 NAMES_FAMILIES = Path("registry.py")
+# What a family never imports: a client reaches it through them.
+INTERFACES = ("cli", "gateway", "http")
+# The house; its README is ``__init__.py``, its plan is in each folder's docstring.
+TOP_FILES = {"__init__", "__main__", "envs", "errors", "registry"}
+FOLDERS = {
+    *("checkpoint", "cli", "diffusion", "gateway", "http", "kernels", "layers"),
+    *("media", "models", "platforms", "plugin", "process", "request"),
+}
 MACHINE_PATH = re.compile(r"(?<![\w.$~}/-])/(home|root|work|tmp|mnt|Users|opt)/\w")
 
 
@@ -51,6 +59,8 @@ def broken_rule(file: Path, module: str) -> str | None:
         return None
     if len(file.parts) < 3:
         return None
+    if any(is_inside(module, f"sglang_ext_gen.{name}") for name in INTERFACES):
+        return "a family knows no interface"
     family = f"{models}.{file.parts[1]}"
     if is_inside(module, models) and not is_inside(module, family):
         return "a family imports no other family"
@@ -75,6 +85,61 @@ def broken_imports(package: Path) -> list[str]:
     return found
 
 
+def folder_of(file: Path) -> str:
+    """The folder of a file, or the name of a file at the top."""
+    return file.parts[0] if len(file.parts) > 1 else file.stem
+
+
+def folder_imports(package: Path) -> dict[str, set[str]]:
+    """Folder -> the folders and top files that its files import."""
+    found: dict[str, set[str]] = {}
+    for path in package.rglob("*.py"):
+        source = folder_of(path.relative_to(package))
+        for module in imported_modules(path, package):
+            parts = module.split(".")
+            if parts[0] == package.name and len(parts) > 1:
+                found.setdefault(source, set()).add(parts[1])
+    return {source: targets - {source} for source, targets in found.items()}
+
+
+def import_circle(imports: dict[str, set[str]]) -> list[str]:
+    """Folders along one circle of imports, or none."""
+
+    def walk(path: list[str]) -> list[str]:
+        for target in sorted(imports.get(path[-1], ())):
+            if target in path:
+                return [*path[path.index(target) :], target]
+            if circle := walk([*path, target]):
+                return circle
+        return []
+
+    return next(filter(None, (walk([source]) for source in sorted(imports))), [])
+
+
+def test_the_house_has_the_folders_of_its_plan():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == TOP_FILES
+    found = {
+        path.parent.relative_to(PACKAGE).parts[0] for path in PACKAGE.glob("*/*.py")
+    }
+    assert found == FOLDERS
+    lacking = [
+        folder
+        for folder in FOLDERS
+        if not ast.get_docstring(
+            ast.parse((PACKAGE / folder / "__init__.py").read_text())
+        )
+    ]
+    assert lacking == []
+
+
+def test_no_circle_of_imports_between_folders():
+    # `sglang_ext_gen` itself, for SGLANG_EXTERNAL_MODEL_PACKAGE, activates the plugin.
+    imports = folder_imports(PACKAGE)
+    imports.pop("__init__")
+    assert import_circle(imports) == []
+    assert import_circle({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}}) == [*"abca"]
+
+
 def test_import_direction():
     assert len(list(PACKAGE.rglob("*.py"))) > 10
     assert broken_imports(PACKAGE) == []
@@ -86,6 +151,12 @@ def test_import_direction():
         ("layers/a.py", "from sglang_ext_gen.models.lance import dit", "only registry"),
         ("layers/a.py", "def f():\n    from ..models import lance", "only registry"),
         ("plugin.py", "import sglang_ext_gen.models.lance.dit", "only registry"),
+        (
+            "models/lance/a.py",
+            "from sglang_ext_gen.http import uploads",
+            "no interface",
+        ),
+        ("models/lance/a.py", "from ... import cli", "no interface"),
         ("models/lance/a.py", "from ..qwen_image.dit import D", "no other family"),
         ("models/lance/a.py", "from .. import qwen_image", "no other family"),
         ("models/ming/b.py", "from .thinker.model import M", "through a server"),

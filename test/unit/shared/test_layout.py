@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint_damage import RawTensor, write_raw
-from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.weights.layout import (
+from sglang_ext_gen.checkpoint.layout import (
     StoredTensor,
     TensorSpec,
     check_tensors,
@@ -19,6 +18,7 @@ from sglang_ext_gen.weights.layout import (
     read_json,
     read_tensors,
 )
+from sglang_ext_gen.errors import CheckpointError
 
 A = RawTensor("F32", (2, 3), bytes(24))
 B = RawTensor("BF16", (5,), bytes(10))

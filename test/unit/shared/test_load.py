@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sglang_ext_gen.checkpoint.load import LoadReport, load_weights
+from sglang_ext_gen.checkpoint.rules import KEEP_NAME, Merge, Rename, Rule, Skip, Split
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.kernels.fp8_gemm import quantize_rowwise
-from sglang_ext_gen.weights.load import LoadReport, load_weights
-from sglang_ext_gen.weights.rules import KEEP_NAME, Merge, Rename, Rule, Skip, Split
 
 FP8 = torch.float8_e4m3fn
 

@@ -68,14 +68,16 @@ def test_entry_points():
     # A `sglang.multimodal_gen.platforms` group would make SGLang skip our plugin.
     assert PROJECT["entry-points"] == {
         "sglang.multimodal_gen.plugins": {
-            "sglang_ext_gen": "sglang_ext_gen.plugin:register_diffusion"
+            "sglang_ext_gen": "sglang_ext_gen.plugin.entry_points:register_diffusion"
         },
-        "sglang.srt.plugins": {"sglang_ext_gen": "sglang_ext_gen.plugin:register_srt"},
+        "sglang.srt.plugins": {
+            "sglang_ext_gen": "sglang_ext_gen.plugin.entry_points:register_srt"
+        },
         "sglang.srt.platforms": {
             "cpu_reference": "sglang_ext_gen.platforms.cpu_reference:activate"
         },
         "sglang.serve_backends": {
-            "one-port": "sglang_ext_gen.serving.backend:one_port"
+            "one-port": "sglang_ext_gen.gateway.backend:one_port"
         },
     }
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.weights.rules import (
+from sglang_ext_gen.checkpoint.rules import (
     KEEP_NAME,
     Merge,
     Plan,
@@ -18,6 +17,7 @@ from sglang_ext_gen.weights.rules import (
     plan_steps,
     with_prefix,
 )
+from sglang_ext_gen.errors import CheckpointError
 
 
 def plan(names: Sequence[str], *rules: Rule) -> Plan:

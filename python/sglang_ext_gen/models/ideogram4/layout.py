@@ -17,6 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sglang_ext_gen.checkpoint.layout import (
+    StoredTensor,
+    TensorSpec,
+    check_tensors,
+    has_float8,
+    read_json,
+    read_tensors,
+)
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.models.ideogram4.config import (
     TAP_LAYERS,
@@ -35,14 +43,6 @@ from sglang_ext_gen.models.ideogram4.weights import (
     TEXT_ENCODER_FILE,
     WEIGHTS_FILE,
     text_encoder_prefix,
-)
-from sglang_ext_gen.weights.layout import (
-    StoredTensor,
-    TensorSpec,
-    check_tensors,
-    has_float8,
-    read_json,
-    read_tensors,
 )
 
 PIPELINE_CLASS = "Ideogram4Pipeline"

@@ -13,6 +13,10 @@ import torch
 from sglang.multimodal_gen.runtime.loader.utils import set_default_torch_dtype
 from torch import nn
 
+from sglang_ext_gen.checkpoint.layout import has_float8, read_json, read_tensors
+from sglang_ext_gen.checkpoint.load import load_weights
+from sglang_ext_gen.checkpoint.rules import Rule
+from sglang_ext_gen.diffusion.component_loader import StrictLoader
 from sglang_ext_gen.layers.fp8_linear import (
     check_fp8_mode,
     finalize_fp8_linears,
@@ -33,10 +37,6 @@ from sglang_ext_gen.models.ideogram4.weights import (
     text_encoder_rules,
     transformer_rules,
 )
-from sglang_ext_gen.weights.component_loader import StrictLoader
-from sglang_ext_gen.weights.layout import has_float8, read_json, read_tensors
-from sglang_ext_gen.weights.load import load_weights
-from sglang_ext_gen.weights.rules import Rule
 
 
 def load_transformer(

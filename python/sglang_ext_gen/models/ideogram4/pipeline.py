@@ -13,7 +13,9 @@ from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import 
 from sglang.multimodal_gen.runtime.pipelines_core.stages import InputValidationStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 
-from sglang_ext_gen.layers.sequence_parallel import fit_sequence_exchange
+from sglang_ext_gen.checkpoint.layout import read_json
+from sglang_ext_gen.checkpoint.source import checkpoint_folder
+from sglang_ext_gen.diffusion.sequence_parallel import fit_sequence_exchange
 from sglang_ext_gen.models.ideogram4.layout import COMPONENTS, refuse_damage
 from sglang_ext_gen.models.ideogram4.loaders import (
     Ideogram4TextEncoderLoader,
@@ -28,8 +30,6 @@ from sglang_ext_gen.models.ideogram4.stages import (
     Ideogram4DenoisingStage,
     Ideogram4TextEncodingStage,
 )
-from sglang_ext_gen.weights.layout import read_json
-from sglang_ext_gen.weights.source import checkpoint_folder
 
 
 class Ideogram4FP8Pipeline(ComposedPipelineBase):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.request_fields import (
+from sglang_ext_gen.request.fields import (
     NUM_OUTPUTS,
     SEED,
     RequestField,

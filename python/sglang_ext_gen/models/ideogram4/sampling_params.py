@@ -25,7 +25,7 @@ from sglang_ext_gen.models.ideogram4.request import (
     check_request,
     plan_denoising,
 )
-from sglang_ext_gen.request_fields import SERVED_BY_SGLANG, refuse_unused_fields
+from sglang_ext_gen.request.fields import SERVED_BY_SGLANG, refuse_unused_fields
 
 logger = logging.getLogger(__name__)
 

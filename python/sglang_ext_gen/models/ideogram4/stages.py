@@ -40,7 +40,7 @@ from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.precision import precision_to_dtype
 from torch import Tensor, nn
 
-from sglang_ext_gen.batched_denoising import (
+from sglang_ext_gen.diffusion.denoising import (
     BatchedDenoisingStage,
     hand_out,
     output_seeds,

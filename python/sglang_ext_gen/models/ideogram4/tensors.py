@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
-from sglang_ext_gen.weights.autoencoder_layout import autoencoder_kl_specs
-from sglang_ext_gen.weights.layout import INT64, TensorSpec, linear_specs
+from sglang_ext_gen.checkpoint.autoencoder_layout import autoencoder_kl_specs
+from sglang_ext_gen.checkpoint.layout import INT64, TensorSpec, linear_specs
 
 Config = Mapping[str, Any]
 Names = Literal["vendor", "diffusers"]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sglang_ext_gen.checkpoint.source import checkpoint_folder
 from sglang_ext_gen.errors import ConfigError, RequestError
 from sglang_ext_gen.layers.fp8_linear import (
     MergedColumnParallelFP8Linear,
@@ -29,7 +30,6 @@ from sglang_ext_gen.models.ideogram4.config import (
     Ideogram4TextEncoderConfig,
 )
 from sglang_ext_gen.models.ideogram4.request import MAX_PROMPT_TOKENS
-from sglang_ext_gen.weights.source import checkpoint_folder
 
 
 @cache

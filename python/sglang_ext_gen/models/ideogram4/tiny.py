@@ -23,6 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.tiny import (
+    new_folder,
+    random_tensors,
+    write_json,
+    write_tensors,
+)
+from sglang_ext_gen.checkpoint.tiny_tokenizer import write_qwen_tokenizer
 from sglang_ext_gen.models.ideogram4.config import TAP_LAYERS
 from sglang_ext_gen.models.ideogram4.latent_statistics import (
     LATENT_SCALE,
@@ -40,13 +47,6 @@ from sglang_ext_gen.models.ideogram4.tensors import (
     vae_specs,
     vision_specs,
 )
-from sglang_ext_gen.weights.tiny import (
-    new_folder,
-    random_tensors,
-    write_json,
-    write_tensors,
-)
-from sglang_ext_gen.weights.tiny_tokenizer import write_qwen_tokenizer
 
 _DIFFUSERS_VERSION = "0.39.0.dev0"
 _VAE_CHANNELS, _PATCH = 32, [2, 2]

@@ -10,7 +10,7 @@ so that most tensors keep theirs; both layouts meet the same rules, and a weight
 from collections.abc import Collection
 from typing import Literal
 
-from sglang_ext_gen.weights.rules import (
+from sglang_ext_gen.checkpoint.rules import (
     KEEP_NAME,
     Merge,
     Rename,

@@ -4,8 +4,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from sglang_ext_gen.checkpoint.fp8_quality import quality_of_file
 from sglang_ext_gen.models.lance.layout import find_files
-from sglang_ext_gen.weights.fp8_quality import quality_of_file
 
 # Embeddings, the head, norms and what turns latents and times into tokens stay as
 # released: little memory, and every latent passes through them.

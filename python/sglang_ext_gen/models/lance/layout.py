@@ -17,6 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+from sglang_ext_gen.checkpoint.layout import (
+    StoredTensor,
+    check_tensors,
+    read_json,
+    read_tensors,
+)
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.models.lance.config import (
     LanceTransformerConfig,
@@ -37,12 +43,6 @@ from sglang_ext_gen.models.lance.weights import (
     VAE_SAFETENSORS,
     VISION_FILE,
     VISION_FOLDER,
-)
-from sglang_ext_gen.weights.layout import (
-    StoredTensor,
-    check_tensors,
-    read_json,
-    read_tensors,
 )
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)

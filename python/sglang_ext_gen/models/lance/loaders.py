@@ -14,6 +14,9 @@ from sglang.multimodal_gen.runtime.loader.component_loaders.component_loader imp
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from transformers import AutoTokenizer
 
+from sglang_ext_gen.checkpoint.layout import read_tensors
+from sglang_ext_gen.checkpoint.load import load_weights
+from sglang_ext_gen.diffusion.component_loader import LIBRARY, StrictLoader
 from sglang_ext_gen.layers.fp8_linear import finalize_fp8_linears
 from sglang_ext_gen.models.lance.layout import (
     LanceFiles,
@@ -34,9 +37,6 @@ from sglang_ext_gen.models.lance.weights import (
     VISION_FOLDER,
     VISION_RULES,
 )
-from sglang_ext_gen.weights.component_loader import LIBRARY, StrictLoader
-from sglang_ext_gen.weights.layout import read_tensors
-from sglang_ext_gen.weights.load import load_weights
 
 
 def load_transformer(

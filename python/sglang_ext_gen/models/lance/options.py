@@ -16,7 +16,7 @@ from sglang_ext_gen.models.lance.tasks import (
     Task,
     Variant,
 )
-from sglang_ext_gen.request_fields import RequestField
+from sglang_ext_gen.request.fields import RequestField
 
 LOAD_OPTIONS: tuple[RequestField, ...] = (
     RequestField(

@@ -17,6 +17,7 @@ from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import 
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import maybe_download_model
 
+from sglang_ext_gen.diffusion.component_loader import LIBRARY
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance.layout import check_checkpoint, find_files
 from sglang_ext_gen.models.lance.loaders import (
@@ -35,7 +36,6 @@ from sglang_ext_gen.models.lance.stages import (
     LanceDenoisingStage,
 )
 from sglang_ext_gen.models.lance.tasks import Variant
-from sglang_ext_gen.weights.component_loader import LIBRARY
 
 _SHOWN_PROBLEMS = 5
 _CLASSES = {

@@ -18,7 +18,6 @@ from sglang.multimodal_gen.configs.pipeline_configs.base import (
 )
 from sglang.multimodal_gen.configs.sample.sampling_params import DataType
 
-from sglang_ext_gen import load_options
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.lance.layout import (
     VisionSource,
@@ -33,6 +32,7 @@ from sglang_ext_gen.models.lance.options import (
 from sglang_ext_gen.models.lance.packing import Numbering
 from sglang_ext_gen.models.lance.request import TASK_TYPES
 from sglang_ext_gen.models.lance.tiling import Tiling
+from sglang_ext_gen.request import load_options
 
 _SGLANG_NAMES = {official: name for name, official in TASK_TYPES.items()}
 

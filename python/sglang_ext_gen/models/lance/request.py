@@ -28,7 +28,7 @@ from sglang_ext_gen.models.lance.tasks import (
     RenormType,
     Task,
 )
-from sglang_ext_gen.request_fields import (
+from sglang_ext_gen.request.fields import (
     NUM_OUTPUTS,
     SEED,
     RequestField,

@@ -17,6 +17,7 @@ from sglang.multimodal_gen.configs.sample.sampling_params import (
 from sglang.multimodal_gen.configs.task_type import ModelTaskType
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError, RequestError
+from sglang_ext_gen.media import upload_folders
 from sglang_ext_gen.models.lance.request import (
     DEFAULT_FRAMES,
     REQUEST_FIELDS,
@@ -28,12 +29,11 @@ from sglang_ext_gen.models.lance.request import (
     resolve_task,
 )
 from sglang_ext_gen.models.lance.tasks import FPS, TASKS, Task
-from sglang_ext_gen.request_fields import (
+from sglang_ext_gen.request.fields import (
     SERVED_BY_SGLANG,
     refuse_unknown_fields,
     refuse_unused_fields,
 )
-from sglang_ext_gen.serving import uploads
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class LanceSamplingParams(SamplingParams):
         """Delete the uploads of a video job that has ended."""
         for path in (self.image_path, self.video_path):
             if path:
-                uploads.release(single_path(path))
+                upload_folders.release(single_path(path))
 
     def expand_video_request_outputs_for_queue(self, req: Any) -> list[Any]:
         """One request an output, as for pictures."""

@@ -16,14 +16,14 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.models.lance.visual_input import (
-    flatten_to_rgb,
-    sample_frame_indices,
-)
-from sglang_ext_gen.reference_pictures import (
+from sglang_ext_gen.media.images import (
     check_dimensions,
     opened_picture,
     picture_size,
+)
+from sglang_ext_gen.models.lance.visual_input import (
+    flatten_to_rgb,
+    sample_frame_indices,
 )
 
 # All frames have to be decoded to find the last one: a minute at 60 a second.

@@ -28,11 +28,12 @@ from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineSta
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from torch import Tensor, nn
 
-from sglang_ext_gen.batched_denoising import (
+from sglang_ext_gen.diffusion.denoising import (
     BatchedDenoisingStage,
     hand_out,
     output_seeds,
 )
+from sglang_ext_gen.diffusion.postprocess import from_levels, to_levels
 from sglang_ext_gen.models.lance import generation, sources, vae, visual_input
 from sglang_ext_gen.models.lance.generation import LanceConditioning
 from sglang_ext_gen.models.lance.options import LancePlacement
@@ -46,7 +47,6 @@ from sglang_ext_gen.models.lance.sampling_params import (
 from sglang_ext_gen.models.lance.schedule import Guidance, make_times
 from sglang_ext_gen.models.lance.tasks import Task, Variant
 from sglang_ext_gen.models.lance.tiling import Tiling
-from sglang_ext_gen.pixels import from_levels, to_levels
 
 CONDITIONING = "lance_conditioning"
 TRANSFORMERS: dict[Variant, str] = {

@@ -9,6 +9,7 @@ of ``weights.py`` and of our modules. Both float32 and bfloat16 releases exist.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from sglang_ext_gen.checkpoint.layout import StoredTensor, TensorSpec, linear_specs
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance.config import (
     LATENT_CHANNELS,
@@ -16,7 +17,6 @@ from sglang_ext_gen.models.lance.config import (
     LanceTransformerConfig,
     LanceVisionConfig,
 )
-from sglang_ext_gen.weights.layout import StoredTensor, TensorSpec, linear_specs
 
 POSITION_TABLE = "latent_pos_embed.pos_embed"
 

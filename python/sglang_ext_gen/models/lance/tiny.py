@@ -13,6 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.layout import TensorSpec
+from sglang_ext_gen.checkpoint.tiny import (
+    new_folder,
+    random_tensors,
+    write_json,
+    write_tensors,
+)
+from sglang_ext_gen.checkpoint.tiny_tokenizer import write_qwen_tokenizer
 from sglang_ext_gen.models.lance.config import (
     MAX_LATENT_SIDE,
     LanceTransformerConfig,
@@ -34,14 +42,6 @@ from sglang_ext_gen.models.lance.weights import (
     VISION_FILE,
     VISION_FOLDER,
 )
-from sglang_ext_gen.weights.layout import TensorSpec
-from sglang_ext_gen.weights.tiny import (
-    new_folder,
-    random_tensors,
-    write_json,
-    write_tensors,
-)
-from sglang_ext_gen.weights.tiny_tokenizer import write_qwen_tokenizer
 
 _HIDDEN = 64
 _SPARE_TOKENS = 14  # the released vocabulary, too, has rows that no token uses

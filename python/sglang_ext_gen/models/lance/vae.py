@@ -21,6 +21,14 @@ from sglang.multimodal_gen.configs.models.vaes.wanvae import WanVAEArchConfig
 from sglang.multimodal_gen.runtime.models.vaes.wanvae import AutoencoderKLWan
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.layout import StoredTensor, check_tensors, read_tensors
+from sglang_ext_gen.checkpoint.load import load_weights
+from sglang_ext_gen.checkpoint.pickles import (
+    convert_pickle,
+    describe_tensors,
+    read_pickle,
+)
+from sglang_ext_gen.checkpoint.rules import plan_steps, raise_problems
 from sglang_ext_gen.models.lance.config import (
     FRAMES_PER_LATENT,
     LATENT_CHANNELS,
@@ -35,14 +43,6 @@ from sglang_ext_gen.models.lance.weights import (
     VAE_RULES,
     VAE_SAFETENSORS,
 )
-from sglang_ext_gen.weights.layout import StoredTensor, check_tensors, read_tensors
-from sglang_ext_gen.weights.load import load_weights
-from sglang_ext_gen.weights.pickles import (
-    convert_pickle,
-    describe_tensors,
-    read_pickle,
-)
-from sglang_ext_gen.weights.rules import plan_steps, raise_problems
 
 # fmt: off
 LATENTS_MEAN = (

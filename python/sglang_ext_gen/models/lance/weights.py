@@ -5,7 +5,7 @@ Source: the tensor names of ``model.safetensors``, ``vit.safetensors`` and
 ``Wan2.2_VAE.pth``. Suffix rule of the release: ``_moe_gen`` follows the module name.
 """
 
-from sglang_ext_gen.weights.rules import (
+from sglang_ext_gen.checkpoint.rules import (
     KEEP_NAME,
     Merge,
     Rename,

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.weights.released_config import (
+from sglang_ext_gen.checkpoint.released_config import (
     read_fields,
     refuse_unknown_keys,
     require,
     require_object,
     require_values,
 )
+from sglang_ext_gen.errors import ConfigError
 
 # Token counts of both streams of the transformer are padded to a multiple of this.
 TOKEN_MULTIPLE = 32

@@ -18,6 +18,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sglang_ext_gen.checkpoint.autoencoder_layout import autoencoder_kl_specs
+from sglang_ext_gen.checkpoint.layout import (
+    TensorSpec,
+    check_tensors,
+    read_json,
+    read_tensors,
+)
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.models.ming_omni.config import (
     AutoencoderConfig,
@@ -41,13 +48,6 @@ from sglang_ext_gen.models.ming_omni.weights import (
     GLYPH_MAPPER,
     TRANSFORMER_FILE,
     VAE_FILE,
-)
-from sglang_ext_gen.weights.autoencoder_layout import autoencoder_kl_specs
-from sglang_ext_gen.weights.layout import (
-    TensorSpec,
-    check_tensors,
-    read_json,
-    read_tensors,
 )
 
 # Far above any release: keeps a wrong layer count from filling the memory.

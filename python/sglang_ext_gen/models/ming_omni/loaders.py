@@ -12,6 +12,10 @@ from sglang.multimodal_gen.configs.models.vaes.flux import FluxVAEConfig
 from sglang.multimodal_gen.runtime.models.vaes.autoencoder import AutoencoderKL
 from torch import nn
 
+from sglang_ext_gen.checkpoint.layout import read_json
+from sglang_ext_gen.checkpoint.load import load_weights
+from sglang_ext_gen.checkpoint.pickles import convert_pickle, load_pickle
+from sglang_ext_gen.diffusion.component_loader import StrictLoader
 from sglang_ext_gen.layers.fp8_linear import tensor_parallel
 from sglang_ext_gen.models.ming_omni.byt5 import GlyphEncoder, special_tokens
 from sglang_ext_gen.models.ming_omni.connector import ConditionEncoder
@@ -35,10 +39,6 @@ from sglang_ext_gen.models.ming_omni.weights import (
     VAE_FILE,
     VAE_RULES,
 )
-from sglang_ext_gen.weights.component_loader import StrictLoader
-from sglang_ext_gen.weights.layout import read_json
-from sglang_ext_gen.weights.load import load_weights
-from sglang_ext_gen.weights.pickles import convert_pickle, load_pickle
 
 
 def load_condition_encoder(

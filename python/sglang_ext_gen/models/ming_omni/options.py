@@ -8,7 +8,7 @@ One table for Python (``from_pretrained(thinker_args=[...])``), ``sglang-ext-gen
 import shlex
 from collections.abc import Sequence
 
-from sglang_ext_gen.request_fields import RequestField
+from sglang_ext_gen.request.fields import RequestField
 
 LOAD_OPTIONS: tuple[RequestField, ...] = (
     RequestField(

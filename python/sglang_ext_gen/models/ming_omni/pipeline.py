@@ -18,8 +18,9 @@ from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import 
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import maybe_download_model
 
+from sglang_ext_gen.diffusion.component_loader import LIBRARY
+from sglang_ext_gen.diffusion.sequence_parallel import fit_sequence_exchange
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.layers.sequence_parallel import fit_sequence_exchange
 from sglang_ext_gen.models.ming_omni.byt5 import load_glyph_tokenizer
 from sglang_ext_gen.models.ming_omni.layout import MingFiles, refuse_damage
 from sglang_ext_gen.models.ming_omni.loaders import (
@@ -41,7 +42,6 @@ from sglang_ext_gen.models.ming_omni.thinker_client import (
     RunningThinkers,
     ThinkerClient,
 )
-from sglang_ext_gen.weights.component_loader import LIBRARY
 
 _CLASSES = {
     "text_encoder": "ConditionEncoder",

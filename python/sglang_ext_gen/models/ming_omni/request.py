@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.media.images import as_paths
 from sglang_ext_gen.models.ming_omni.sizes import BUCKETS
 from sglang_ext_gen.models.ming_omni.thinker_protocol import refuse_reserved
-from sglang_ext_gen.reference_pictures import as_paths
-from sglang_ext_gen.request_fields import (
+from sglang_ext_gen.request.fields import (
     NUM_OUTPUTS,
     SEED,
     RequestField,

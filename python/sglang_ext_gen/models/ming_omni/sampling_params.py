@@ -18,6 +18,7 @@ from sglang.multimodal_gen.configs.sample.sampling_params import (
 from sglang.multimodal_gen.configs.task_type import ModelTaskType
 
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.media.images import as_paths, check_references
 from sglang_ext_gen.models.ming_omni.layout import glyph_bytes
 from sglang_ext_gen.models.ming_omni.quoted_text import as_glyph_text
 from sglang_ext_gen.models.ming_omni.request import (
@@ -30,8 +31,7 @@ from sglang_ext_gen.models.ming_omni.request import (
     check_request,
 )
 from sglang_ext_gen.models.ming_omni.sizes import bucket_size, unstretched_size
-from sglang_ext_gen.reference_pictures import as_paths, check_references
-from sglang_ext_gen.request_fields import (
+from sglang_ext_gen.request.fields import (
     SERVED_BY_SGLANG,
     refuse_unknown_fields,
     refuse_unused_fields,

@@ -42,13 +42,15 @@ from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineSta
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from torch import Tensor, nn
 
-from sglang_ext_gen.batched_denoising import (
+from sglang_ext_gen.diffusion.denoising import (
     BatchedDenoisingStage,
     hand_out,
     output_seeds,
     step_timer,
 )
+from sglang_ext_gen.diffusion.postprocess import from_levels, to_levels
 from sglang_ext_gen.errors import ExtGenError, RequestError
+from sglang_ext_gen.media.images import read_reference
 from sglang_ext_gen.models.ming_omni import byt5, schedule
 from sglang_ext_gen.models.ming_omni.config import (
     PATCH,
@@ -65,8 +67,6 @@ from sglang_ext_gen.models.ming_omni.thinker_client import (
     read_images,
 )
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
-from sglang_ext_gen.pixels import from_levels, to_levels
-from sglang_ext_gen.reference_pictures import read_reference
 
 CONDITIONING = "ming_conditioning"
 # Of the release; ``pipeline.py`` refuses a VAE with another factor.

@@ -8,6 +8,7 @@ this file, so that a wrong rule cannot agree with itself.
 
 from collections.abc import Iterator
 
+from sglang_ext_gen.checkpoint.layout import TensorSpec
 from sglang_ext_gen.models.ming_omni.config import (
     PATCH,
     TIME_FREQUENCIES,
@@ -17,7 +18,6 @@ from sglang_ext_gen.models.ming_omni.config import (
     GlyphConfig,
     TransformerConfig,
 )
-from sglang_ext_gen.weights.layout import TensorSpec
 
 
 def connector_specs(config: ConnectorConfig) -> Iterator[TensorSpec]:

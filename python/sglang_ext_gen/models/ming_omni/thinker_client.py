@@ -33,7 +33,7 @@ from sglang_ext_gen.models.ming_omni.thinker_protocol import (
     QueryStates,
     generation_prompt,
 )
-from sglang_ext_gen.serving.child_server import ChildServer
+from sglang_ext_gen.process.child_server import ChildServer
 
 logger = logging.getLogger(__name__)
 

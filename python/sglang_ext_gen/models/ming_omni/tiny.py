@@ -19,6 +19,15 @@ import torch
 from torch import Tensor
 from transformers import ByT5Tokenizer
 
+from sglang_ext_gen.checkpoint.autoencoder_layout import autoencoder_kl_specs
+from sglang_ext_gen.checkpoint.layout import TensorSpec, read_json
+from sglang_ext_gen.checkpoint.tiny import (
+    Adjust,
+    new_folder,
+    random_tensors,
+    write_json,
+    write_tensors,
+)
 from sglang_ext_gen.models.ming_omni.config import (
     BridgeConfig,
     ConnectorConfig,
@@ -41,15 +50,6 @@ from sglang_ext_gen.models.ming_omni.weights import (
     GLYPH_MAPPER,
     TRANSFORMER_FILE,
     VAE_FILE,
-)
-from sglang_ext_gen.weights.autoencoder_layout import autoencoder_kl_specs
-from sglang_ext_gen.weights.layout import TensorSpec, read_json
-from sglang_ext_gen.weights.tiny import (
-    Adjust,
-    new_folder,
-    random_tensors,
-    write_json,
-    write_tensors,
 )
 
 _DIFFUSERS_VERSION = "0.36.0"

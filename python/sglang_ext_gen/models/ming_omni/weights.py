@@ -5,7 +5,7 @@ Source: the names of the released files. Most keep theirs; q, k, v and the two h
 a gated layer become one matrix each.
 """
 
-from sglang_ext_gen.weights.rules import KEEP_NAME, Merge, Rename, Rule, Skip
+from sglang_ext_gen.checkpoint.rules import KEEP_NAME, Merge, Rename, Rule, Skip
 
 CONNECTOR_FILE = "model.safetensors"
 BRIDGE_FILE = "model.safetensors"

@@ -4,8 +4,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from sglang_ext_gen.checkpoint.fp8_quality import quality_of_file
 from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE
-from sglang_ext_gen.weights.fp8_quality import quality_of_file
 
 # Outside stock's linears, or too small to matter: they stay as released.
 _PLAIN = ("time_text_embed.", "norm_out.")

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.weights.layout import (
+from sglang_ext_gen.checkpoint.layout import (
     StoredTensor,
     TensorSpec,
     check_tensors,
     read_json,
     read_tensors,
 )
+from sglang_ext_gen.errors import CheckpointError
 
 PIPELINE_CLASS = "QwenImagePipeline"
 EDIT_CLASS = "QwenImageEditPipeline"

@@ -23,6 +23,7 @@ from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.precision import resolve_component_precision
 from torch import Tensor, nn
 
+from sglang_ext_gen.checkpoint.layout import read_json, read_tensors
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.kernels.fp8_gemm import quantize_rowwise
 from sglang_ext_gen.models.qwen_image.dit import QwenImageExtTransformer
@@ -31,7 +32,6 @@ from sglang_ext_gen.models.qwen_image.quantization import (
     RowwiseFP8Config,
     RowwiseFP8LinearMethod,
 )
-from sglang_ext_gen.weights.layout import read_json, read_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from sglang.multimodal_gen.runtime.pipelines_core import LoRAPipeline
 from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import maybe_download_lora
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.layout import read_header
 from sglang_ext_gen.errors import CheckpointError, RequestError
-from sglang_ext_gen.weights.layout import read_header
 
 _SHOWN_KEYS = 8
 _PARTS = (".lora_A", ".lora_B")

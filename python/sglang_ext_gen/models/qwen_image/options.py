@@ -5,7 +5,7 @@ One table for Python (``from_pretrained(weight_format=...)``), ``sglang-ext-gen`
 ``sglang serve``. Imports neither torch nor SGLang.
 """
 
-from sglang_ext_gen.request_fields import RequestField
+from sglang_ext_gen.request.fields import RequestField
 
 LOAD_OPTIONS: tuple[RequestField, ...] = (
     RequestField(

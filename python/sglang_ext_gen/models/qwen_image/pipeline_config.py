@@ -22,7 +22,6 @@ from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
 from sglang.multimodal_gen.runtime.utils.vision import preprocess_image
 from torch import Tensor
 
-from sglang_ext_gen import load_options
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.qwen_image.options import LOAD_OPTIONS
 from sglang_ext_gen.models.qwen_image.references import size_for_pixels
@@ -30,6 +29,7 @@ from sglang_ext_gen.models.qwen_image.request import (
     DEFAULT_REFERENCE_PIXELS,
     PIXELS_PER_TOKEN,
 )
+from sglang_ext_gen.request import load_options
 
 # SGLang's Req. Its types call every field optional; earlier stages fill them.
 Request = Any

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.reference_pictures import as_paths, picture_size
+from sglang_ext_gen.media.images import as_paths, picture_size
 
 # The transformer's table has 4096 positions for text; every picture takes about 200.
 MAX_REFERENCES = 10

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.request_fields import (
+from sglang_ext_gen.request.fields import (
     NUM_OUTPUTS,
     SEED,
     RequestField,

@@ -33,7 +33,7 @@ from sglang_ext_gen.models.qwen_image.request import (
     check_request,
     uses_guidance,
 )
-from sglang_ext_gen.request_fields import SERVED_BY_SGLANG, refuse_unused_fields
+from sglang_ext_gen.request.fields import SERVED_BY_SGLANG, refuse_unused_fields
 
 # What stock's denoising loop, which this family runs, reads beside our fields.
 _OF_STOCKS_LOOP = {

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from sglang_ext_gen.weights.layout import TensorSpec
+from sglang_ext_gen.checkpoint.layout import TensorSpec
 
 Config = dict[str, Any]
 

@@ -12,6 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.tiny import (
+    new_folder,
+    random_tensors,
+    write_json,
+    write_tensors,
+)
+from sglang_ext_gen.checkpoint.tiny_tokenizer import write_qwen_tokenizer
 from sglang_ext_gen.models.qwen_image.layout import (
     EDIT_PLUS_CLASS,
     PIPELINE_CLASS,
@@ -20,13 +27,6 @@ from sglang_ext_gen.models.qwen_image.layout import (
     transformer_specs,
 )
 from sglang_ext_gen.models.qwen_image.tensors import text_encoder_specs, vae_specs
-from sglang_ext_gen.weights.tiny import (
-    new_folder,
-    random_tensors,
-    write_json,
-    write_tensors,
-)
-from sglang_ext_gen.weights.tiny_tokenizer import write_qwen_tokenizer
 
 _DIFFUSERS_VERSION = "0.37.0"
 _SPARE_TOKENS = 14  # the released embedding, too, has rows that no token uses

@@ -11,13 +11,13 @@ from sglang.srt.managers.schedule_batch import (
 )
 
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.media.checks import read_media
+from sglang_ext_gen.media.processor import ThreadedProcessor
 from sglang_ext_gen.models.lance import sources, visual_input
 from sglang_ext_gen.models.lance.config import LanceVisionConfig
 from sglang_ext_gen.models.lance.packing import SpecialTokens
 from sglang_ext_gen.models.lance.tasks import RESOLUTIONS, TASKS
 from sglang_ext_gen.models.lance.thinker import prompt
-from sglang_ext_gen.understanding.media import read_media
-from sglang_ext_gen.understanding.processor import ThreadedProcessor
 
 # What an item carries besides its patches.
 GRID, MARKERS = "lance_grid", "lance_markers"

@@ -17,6 +17,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from sglang_ext_gen.checkpoint.layout import read_json, read_tensors
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance.layout import (
     LanceFiles,
@@ -27,7 +28,6 @@ from sglang_ext_gen.models.lance.layout import (
 )
 from sglang_ext_gen.models.lance.tasks import Variant
 from sglang_ext_gen.models.lance.weights import VISION_FILE, VISION_FOLDER
-from sglang_ext_gen.weights.layout import read_json, read_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from sglang_ext_gen.checkpoint.layout import TensorSpec
+from sglang_ext_gen.checkpoint.rules import raise_problems
 from sglang_ext_gen.models.lance.weights import BUNDLED_VISION
-from sglang_ext_gen.weights.layout import TensorSpec
-from sglang_ext_gen.weights.rules import raise_problems
 
 _UNUSED = ("vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed.")
 _GENERATION = "_moe_gen"

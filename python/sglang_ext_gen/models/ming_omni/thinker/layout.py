@@ -9,16 +9,16 @@ tensors of the image generator, which are not looked at here.
 from collections.abc import Iterator
 from pathlib import Path
 
-from sglang_ext_gen.errors import CheckpointError, ConfigError
-from sglang_ext_gen.models.ming_omni.thinker.released_config import (
-    Config,
-    check_config,
-)
-from sglang_ext_gen.weights.layout import (
+from sglang_ext_gen.checkpoint.layout import (
     TensorSpec,
     check_tensors,
     read_json,
     read_tensors,
+)
+from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.models.ming_omni.thinker.released_config import (
+    Config,
+    check_config,
 )
 
 WEIGHTS_FILE = "model.safetensors"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Media of a request -> pictures, frames and waveforms, within limits.
 
-A medium is what ``understanding/media.py`` reads or, in process, a PIL image, frames,
+A medium is what ``media/checks.py`` reads or, in process, a PIL image, frames,
 or a waveform with its rate. Every failure is the client's: a ``RequestError`` with the
 reason.
 """
@@ -22,6 +22,8 @@ from av.error import FFmpegError
 from PIL import Image
 
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.media import limits
+from sglang_ext_gen.media.checks import read_media
 from sglang_ext_gen.models.ming_omni.thinker.audio_input import SAMPLE_RATE
 from sglang_ext_gen.models.ming_omni.thinker.visual_input import (
     FRAMES_PER_SECOND,
@@ -29,8 +31,6 @@ from sglang_ext_gen.models.ming_omni.thinker.visual_input import (
     sampled_frames,
     video_size,
 )
-from sglang_ext_gen.serving import limits
-from sglang_ext_gen.understanding.media import read_media
 
 MAX_FRAMES_LISTED = 170
 MIN_SAMPLES = 400  # one window of the spectrum, 25 ms

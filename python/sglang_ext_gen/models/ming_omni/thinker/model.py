@@ -31,6 +31,7 @@ from sglang.srt.platforms import current_platform
 from sglang.srt.utils.hf_transformers.common import download_from_hf
 from torch import Tensor, nn
 
+from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.ming_omni.thinker import query_states
 from sglang_ext_gen.models.ming_omni.thinker.audio import (
@@ -46,7 +47,6 @@ from sglang_ext_gen.models.ming_omni.thinker.weights import (
     load_thinker,
 )
 from sglang_ext_gen.platforms.cpu_reference import CpuReferencePlatform
-from sglang_ext_gen.weights.layout import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from sglang.srt.utils.hf_transformers.common import download_from_hf
 from torch import Tensor
 
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.media.processor import ThreadedProcessor
 from sglang_ext_gen.models.ming_omni.thinker import media, prompt, query_states
 from sglang_ext_gen.models.ming_omni.thinker.audio import AudioConfig
 from sglang_ext_gen.models.ming_omni.thinker.audio_input import log_mel
@@ -32,7 +33,6 @@ from sglang_ext_gen.models.ming_omni.thinker.visual_input import (
     video_inputs,
 )
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QUERY_BLOCK
-from sglang_ext_gen.understanding.processor import ThreadedProcessor
 
 # Seconds of sound per position of the audio tower.
 _SECONDS_PER_POSITION = 0.02

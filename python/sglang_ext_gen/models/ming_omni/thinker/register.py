@@ -7,10 +7,7 @@ The architecture and model type are SGLang's own, so this replaces its entries;
 
 from sglang.srt.managers.multimodal_processor import PROCESSOR_MAPPING
 from sglang.srt.models.registry import ModelRegistry
-from sglang.srt.platforms import current_platform
-from sglang.srt.plugins.hook_registry import HookRegistry
 
-from sglang_ext_gen import hooks
 from sglang_ext_gen.models.ming_omni.thinker.config import ARCHITECTURE
 from sglang_ext_gen.models.ming_omni.thinker.model import (
     BailingMM2NativeForConditionalGeneration,
@@ -18,7 +15,6 @@ from sglang_ext_gen.models.ming_omni.thinker.model import (
 from sglang_ext_gen.models.ming_omni.thinker.processor import (
     MingMultimodalProcessor,
 )
-from sglang_ext_gen.platforms.cpu_reference import CpuReferencePlatform
 
 
 def register_model() -> None:
@@ -36,6 +32,3 @@ def register_model() -> None:
         MingMultimodalProcessor
     )
     PROCESSOR_MAPPING.update(others)
-    if isinstance(current_platform, CpuReferencePlatform):
-        hooks.register_hooks("srt_cpu")
-        HookRegistry.apply_hooks()

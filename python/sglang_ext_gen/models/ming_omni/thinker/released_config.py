@@ -12,13 +12,13 @@ Nothing here imports torch or SGLang.
 from collections.abc import Mapping
 from typing import Any
 
-from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.weights.released_config import (
+from sglang_ext_gen.checkpoint.released_config import (
     refuse_unknown_keys,
     require,
     require_object,
     require_values,
 )
+from sglang_ext_gen.errors import ConfigError
 
 Config = Mapping[str, Any]
 

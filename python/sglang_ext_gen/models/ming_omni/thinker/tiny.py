@@ -13,18 +13,18 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from sglang_ext_gen.checkpoint.layout import TensorSpec
+from sglang_ext_gen.checkpoint.tiny import (
+    new_folder,
+    random_tensors,
+    write_json,
+    write_tensors,
+)
 from sglang_ext_gen.models.ming_omni.thinker.layout import (
     ARCHITECTURE,
     WEIGHTS_FILE,
     query_token_specs,
     thinker_specs,
-)
-from sglang_ext_gen.weights.layout import TensorSpec
-from sglang_ext_gen.weights.tiny import (
-    new_folder,
-    random_tensors,
-    write_json,
-    write_tensors,
 )
 
 _SCALES = (2, 4)

@@ -16,13 +16,13 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from sglang_ext_gen.checkpoint.layout import TensorSpec
+from sglang_ext_gen.checkpoint.rules import raise_problems
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ming_omni.thinker.layout import (
     WEIGHTS_FILE,
     query_token_name,
 )
-from sglang_ext_gen.weights.layout import TensorSpec
-from sglang_ext_gen.weights.rules import raise_problems
 
 # On disk but never used: the official code computes their output and drops it.
 SKIPPED = "vision.deepstack_merger_list."

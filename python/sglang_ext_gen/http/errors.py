@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refusals and failures in OpenAI's error format.
+
+    {"error": {"message": ..., "type": ..., "param": FIELD or null, "code": ...}}
+
+Stock answers ``{"detail": text}``, ``{"detail": [pydantic errors]}``,
+``{"error": text}``, ``{"object": "error", "message": text}`` or plain text: it depends
+on which layer failed. ``OpenAIErrors`` restates each of them, and turns an exception
+that reached the top into a JSON reply that carries its reason.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Message, Send
+
+from sglang_ext_gen.errors import ExtGenError
+from sglang_ext_gen.media.limits import MAX_ECHOED_CHARACTERS
+
+
+class Refusal(ExtGenError):
+    """A request that gets an error reply instead of an answer.
+
+    Args:
+        status: HTTP status of an error.
+        message: What was given, what is allowed.
+        param: The offending request field; ``None`` when no field is to blame.
+        code: A word that a program can test for.
+        headers: Further reply headers, such as ``Allow``.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str = "invalid_value",
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+
+def shorten(text: str) -> str:
+    """``text`` cut to a length that is fit for a message."""
+    if len(text) <= MAX_ECHOED_CHARACTERS:
+        return text
+    return text[: MAX_ECHOED_CHARACTERS - 3] + "..."
+
+
+def error_object(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The body of an error reply."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return {"error": error}
+
+
+def restate_error(
+    status: int, body: bytes, names: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
+    """Say a stock error body in OpenAI's format.
+
+    Args:
+        status: HTTP status of the reply.
+        body: Its body.
+        names: Request fields -> what the client calls them. A ``RequestError`` that
+            stock has turned into text starts with one of them.
+
+    Returns:
+        The new body, or ``None`` when the reply is best left as it is: it has the
+        format already, or is a JSON object of another protocol.
+    """
+    try:
+        reply = json.loads(body)
+    except ValueError:
+        text = body.decode("utf-8", "replace").strip()
+        return error_object(status, text or f"HTTP {status}")
+    if not isinstance(reply, dict):
+        return error_object(status, json.dumps(reply))
+    if reply.get("object") == "error":
+        # The language model runtime: the same four keys, not wrapped.
+        code = reply.get("code")
+        code = None if code == status else code
+        return error_object(status, reply["message"], reply.get("param"), code)
+    detail = reply.get("detail", reply.get("error"))
+    if isinstance(detail, str):
+        name, _, reason = detail.partition(":")
+        shown = (names or {}).get(name)
+        if shown is None:
+            return error_object(status, detail)
+        return error_object(status, f"{shown}:{reason}", shown, "invalid_value")
+    if isinstance(detail, list) and detail:
+        return _restate_validation(status, detail[0])
+    return None
+
+
+def _restate_validation(status: int, problem: dict[str, Any]) -> dict[str, Any]:
+    """One entry of a pydantic error list: ``{"loc": ["body", FIELD], "msg": ...}``."""
+    path = [str(part) for part in problem["loc"][1:]]
+    param = ".".join(path) or None
+    message = f"{param}: {problem['msg']}" if param else problem["msg"]
+    return error_object(status, message, param, "invalid_value")
+
+
+class OpenAIErrors:
+    """An ASGI ``send`` that holds back error replies until they can be restated.
+
+    Args:
+        send: Where replies go.
+        names: Request fields -> what the client calls them.
+    """
+
+    def __init__(self, send: Send, names: Mapping[str, str]) -> None:
+        self._send = send
+        self._names = names
+        self._held: Message | None = None
+        self._body = bytearray()
+        self.has_sent = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._held = message
+            return
+        if self._held is None:
+            self.has_sent = True
+            await self._send(message)
+            return
+        self._body += message.get("body", b"")
+        if not message.get("more_body", False):
+            await self._restate(self._held)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer with a refusal."""
+        body = error_object(
+            refusal.status, refusal.message, refusal.param, refusal.code
+        )
+        await self._reply(refusal.status, body, refusal.headers)
+
+    async def fail(self, error: Exception) -> None:
+        """Answer an exception of the server: 500 with its reason."""
+        reason = str(error) or type(error).__name__
+        await self._reply(500, error_object(500, reason, code="internal_error"))
+
+    async def _restate(self, start: Message) -> None:
+        body = restate_error(start["status"], bytes(self._body), self._names)
+        if body is not None:
+            kept = tuple(
+                (name.decode("latin-1"), value.decode("latin-1"))
+                for name, value in start["headers"]
+                if name.lower() not in (b"content-length", b"content-type")
+            )
+            await self._reply(start["status"], body, kept)
+            return
+        self.has_sent = True
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": bytes(self._body)})
+
+    async def _reply(
+        self,
+        status: int,
+        body: dict[str, Any],
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        payload = json.dumps(body).encode("ascii")
+        fields = (
+            *headers,
+            ("content-type", "application/json"),
+            ("content-length", str(len(payload))),
+        )
+        raw = [
+            (name.encode("latin-1"), text.encode("latin-1")) for name, text in fields
+        ]
+        self.has_sent = True
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": raw}
+        )
+        await self._send({"type": "http.response.body", "body": payload})

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our models on SGLang's language model runtime: registered in two steps.
+
+Configs and tokenizers are made known when SGLang loads plugins, in every process. The
+model and its multimodal processor follow when SGLang asks for the architecture, which
+only some processes do, and only for our models.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.plugin import compat, hooks
+from sglang_ext_gen.registry import enabled_language_models, resolve
+
+
+def register() -> None:
+    """Make the configs of all enabled models known; hook the question for models.
+
+    On an SGLang release that is not supported nothing is registered.
+    """
+    models = enabled_language_models()
+    if not models:
+        return
+    if compat.unsupported_version() is None:
+        for model in models:
+            resolve(model.register_config)()
+    hooks.register_hooks("srt")
+
+
+def get_model_architecture(original: Callable[[Any], Any], model_config: Any) -> Any:
+    """Around ``model_loader.utils.get_model_architecture``: register ours in time.
+
+    Raises:
+        ConfigError: The model is ours and this SGLang release is not supported.
+    """
+    architectures = model_config.hf_config.architectures or []
+    for model in enabled_language_models():
+        if model.architecture not in architectures:
+            continue
+        reason = compat.unsupported_version()
+        if reason is not None:
+            raise ConfigError(
+                f"{model.title} cannot be served: {reason} Install that release, or "
+                f"set SGLANG_EXT_GEN_DISABLE={model.name} to leave this model to stock "
+                "SGLang"
+            )
+        resolve(model.register_model)()
+        _apply_cpu_hooks()
+    return original(model_config)
+
+
+@functools.cache
+def _apply_cpu_hooks() -> None:
+    """Hooks of our models where the language model runtime runs on a CPU."""
+    from sglang.srt.platforms import current_platform
+
+    from sglang_ext_gen.platforms.cpu_reference import CpuReferencePlatform
+
+    if isinstance(current_platform, CpuReferencePlatform):
+        hooks.register_hooks("srt_cpu")
+        hooks.apply_hooks("srt_cpu")
+
+
+def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
+    """Around ``ServerArgs.resolve_once``: let our models prepare the arguments.
+
+    Raises:
+        CheckpointError: A checkpoint of ours is incomplete.
+    """
+    if not getattr(server_args, "_resolution_finished", False):
+        for model in enabled_language_models():
+            if model.prepare_arguments is not None:
+                resolve(model.prepare_arguments)(server_args)
+    original(server_args)
