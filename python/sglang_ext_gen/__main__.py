@@ -4,12 +4,12 @@
 SGLang starts its workers by importing this module again, so importing it does nothing.
 """
 
+import pkgutil
 import sys
 import textwrap
 
 from sglang_ext_gen import __version__, envs
 from sglang_ext_gen.errors import ConfigError, ExtGenError, RequestError
-from sglang_ext_gen.registry import resolve
 
 COMMANDS = {
     "generate": "make pictures or videos from the command line",
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         envs.refuse_unknown_variables()
-        return resolve(f"sglang_ext_gen.cli.{command}:main")(arguments)
+        return pkgutil.resolve_name(f"sglang_ext_gen.cli.{command}:main")(arguments)
     except ExtGenError as error:
         print(f"sglang-ext-gen {command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, (RequestError, ConfigError)) else 1

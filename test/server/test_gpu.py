@@ -35,7 +35,7 @@ from server.gpu_cases import (
 from server.ming import data_url
 from server.servers import free_ports, server_environment
 from sglang_ext_gen.envs import PREFIX, EnvironmentVariable
-from sglang_ext_gen.registry import FAMILIES, find_family, resolve
+from sglang_ext_gen.registry import FAMILIES, find_family
 
 # How far a measurement may lie above its baseline before the case fails.
 SLACK = 1.25
@@ -130,7 +130,8 @@ def checkpoint(case: GpuCase | GpuChat, folder: Path) -> Path:
     if isinstance(case.model, Tiny):
         path = folder / f"tiny-{case.model.family}"
         if not path.exists():
-            resolve(find_family(case.model.family).write_tiny)(path)
+            family = find_family(case.model.family)
+            family.load(family.write_tiny)(path)
         return path
     value = os.environ.get(case.model.name, case.model.default)
     if not value:
@@ -215,9 +216,9 @@ def test_references_exist_and_fit(case: GpuCase) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_models_and_requests_are_valid(case: GpuCase) -> None:
     family = find_family(case.name.partition("-")[0])
-    resolve(family.check_request)(case.request)
+    family.load(family.check_request)(case.request)
     if isinstance(case.model, Path):
-        assert resolve(family.recognises)(case.model)
+        assert family.load(family.recognises)(case.model)
     elif isinstance(case.model, EnvironmentVariable):
         assert case.model in VARIABLES
         assert not case.model.name.startswith(PREFIX)

@@ -7,21 +7,17 @@ tensors as safetensors once, beside the pickle, where the loaders prefer them.
 """
 
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sglang_ext_gen.checkpoint.layout import (
-    StoredTensor,
-    TensorSpec,
-    check_tensors,
-    read_tensors,
-)
-from sglang_ext_gen.checkpoint.load import load_weights
-from sglang_ext_gen.checkpoint.rules import Rule, plan_steps, raise_problems
+from sglang_ext_gen.checkpoint.component import StoredComponent
+from sglang_ext_gen.checkpoint.layout import StoredTensor, check_tensors
+from sglang_ext_gen.checkpoint.rules import Plan, plan_steps, raise_problems
 from sglang_ext_gen.errors import CheckpointError
 
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -70,30 +66,33 @@ def describe_tensors(
     }
 
 
-def checked_pickle(
-    file: Path, specs: Iterable[TensorSpec], where: str
-) -> dict[str, Tensor]:
-    """The tensors of a pickle, exactly those that ``specs`` names.
+def checked_pickle(part: StoredComponent[Any]) -> tuple[dict[str, Tensor], Plan]:
+    """The tensors of a component's pickle, exactly those of its specs, and their way.
 
     Raises:
         CheckpointError: See ``read_pickle``; or tensors are missing, left over or of
             another shape.
     """
+    file = part.folder / part.component.file
+    where = f"{part.where}{part.component.file}"
     tensors = read_pickle(file)
-    raise_problems(
-        check_tensors(specs, describe_tensors(tensors, file), where=where), where
+    stored = describe_tensors(tensors, file)
+    specs = part.component.specs(part.config, stored)
+    raise_problems(check_tensors(specs, stored, where=where), where)
+    rules = part.component.rules
+    return tensors, plan_steps(
+        tensors, rules(stored) if callable(rules) else rules, where=where
     )
-    return tensors
 
 
-def convert_pickle(file: Path, specs: Iterable[TensorSpec]) -> Path:
+def convert_pickle(part: StoredComponent[Any]) -> Path:
     """Write a safetensors file beside a pickle, same names and numbers.
 
     Raises:
         CheckpointError: See ``checked_pickle``.
     """
-    target = file.with_suffix(".safetensors")
-    tensors = checked_pickle(file, specs, file.name)
+    tensors, _ = checked_pickle(part)
+    target = (part.folder / part.component.file).with_suffix(".safetensors")
     temporary = target.with_name(f".{target.name}")
     save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
     temporary.replace(target)
@@ -102,36 +101,17 @@ def convert_pickle(file: Path, specs: Iterable[TensorSpec]) -> Path:
 
 def load_pickle(
     module: nn.Module,
-    file: Path,
-    specs: Sequence[TensorSpec],
-    rules: Sequence[Rule],
+    part: StoredComponent[Any],
     *,
-    where: str,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> None:
-    """Fill a module from a pickle, or from the converted file beside it.
-
-    Args:
-        module: Built on the meta device, without computed buffers.
-        file: The pickle.
-        specs: What it must hold.
-        rules: Where each tensor goes.
-        where: Component for messages.
-        dtype: Of the parameters.
-        device: Where they go.
+    """Fill a module, built on the meta device without computed buffers, from a pickle.
 
     Raises:
         CheckpointError: See ``checked_pickle``.
     """
-    converted = file.with_suffix(".safetensors")
-    if converted.is_file():
-        stored = read_tensors(converted)
-        raise_problems(check_tensors(specs, stored, where=where), where)
-        load_weights(module, converted, rules, where=where, device=device)
-        return
-    tensors = checked_pickle(file, specs, where)
-    plan = plan_steps(tensors, rules, where=where)
+    tensors, plan = checked_pickle(part)
     renamed = {
         step.targets[0]: tensors[step.sources[0]].to(device, dtype)
         for step in plan.steps

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.registry import family_of, resolve
+from sglang_ext_gen.registry import family_of
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     family = family_of(directory) if directory.is_dir() else None
     if family is None:
         raise ConfigError(f"{directory} is no checkpoint of an enabled family")
-    written = [] if family.convert is None else resolve(family.convert)(directory)
+    written = [] if family.convert is None else family.load(family.convert)(directory)
     for path in written:
         print(path)
     if not written:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang_ext_gen.cli import running
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.registry import FAMILIES, ModelFamily, find_family, resolve
+from sglang_ext_gen.registry import FAMILIES, ModelFamily, find_family
 from sglang_ext_gen.request import flags
 
 
@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     family = find_family(parser.parse_known_args(argv)[0].family)
-    flags.add_load_flags(parser, family.title, resolve(family.load_options))
+    flags.add_load_flags(parser, family.title, family.load(family.load_options))
     arguments, sglang_arguments = parser.parse_known_args(argv)
-    options = flags.load_values(arguments, resolve(family.load_options))
+    options = flags.load_values(arguments, family.load(family.load_options))
     requests = _requests(family, arguments.steps)
     checkpoint = _checkpoint(family, arguments.output / f"{family.name}-tiny")
     sglang_arguments += flags.precision_arguments(_precision())
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     with ExitStack() as stack:
         chat = None
         if family.demo_chat is not None:
-            found, chat = stack.enter_context(resolve(family.demo_chat)(checkpoint))
+            found, chat = stack.enter_context(family.load(family.demo_chat)(checkpoint))
             options |= found
         generator = stack.enter_context(
             running.started_generator(
@@ -82,18 +82,18 @@ def _precision() -> flags.Precision | None:
 
 
 def _requests(family: ModelFamily, steps: int | None) -> list[dict[str, Any]]:
-    requests = resolve(family.demo_requests)()
+    requests = family.load(family.demo_requests)()
     if steps is not None:
         requests = [{**request, "num_inference_steps": steps} for request in requests]
-    return [resolve(family.check_request)(request) for request in requests]
+    return [family.load(family.check_request)(request) for request in requests]
 
 
 def _checkpoint(family: ModelFamily, path: Path) -> Path:
     """The tiny checkpoint in ``path``: written now, or by an earlier demo."""
     if not path.exists():
         print(f"writing a tiny {family.title} checkpoint to {path}")
-        resolve(family.write_tiny)(path)
-    problems = resolve(family.check_checkpoint)(path)
+        family.load(family.write_tiny)(path)
+    problems = family.load(family.check_checkpoint)(path)
     if problems:
         raise ConfigError(f"{path} is damaged ({problems[0]}); delete it and try again")
     return path

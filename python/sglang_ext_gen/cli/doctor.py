@@ -26,7 +26,6 @@ from sglang_ext_gen.registry import (
     enabled_language_models,
     family_of,
     language_model_of,
-    resolve,
 )
 
 DISTRIBUTIONS = (
@@ -118,8 +117,8 @@ def examine_model(model: Path) -> dict[str, Any]:
         problems = [f"{model} is {what} {titles or 'any enabled family'}"]
         return {"path": str(model), "family": None, "problems": problems}
     # A checkpoint may hold both a generator and a language model.
-    checks = dict.fromkeys(row.check_checkpoint for row in owners)
-    problems = [line for check in checks for line in resolve(check)(model)]
+    checks = dict.fromkeys(row.load(row.check_checkpoint) for row in owners)
+    problems = [line for check in checks for line in check(model)]
     return {"path": str(model), "family": owners[0].name, "problems": problems}
 
 
@@ -128,7 +127,7 @@ def _fp8_quality(model: Path) -> dict[str, float]:
     family = family_of(model)
     if family is None or family.fp8_quality is None:
         return {}
-    quality = resolve(family.fp8_quality)(model)
+    quality = family.load(family.fp8_quality)(model)
     return {name: round(decibels, 2) for name, decibels in quality}
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ext_gen.cli import running
+from sglang_ext_gen.cli.parser import command_parser
 from sglang_ext_gen.errors import ConfigError, RequestError
 from sglang_ext_gen.registry import (
     ModelFamily,
     enabled_families,
     family_of,
-    resolve,
 )
 from sglang_ext_gen.request import flags
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         )
 
     request = _request(arguments, family)
-    load_options = flags.load_values(arguments, resolve(family.load_options))
+    load_options = flags.load_values(arguments, family.load(family.load_options))
     sglang_arguments += flags.precision_arguments(arguments.precision)
     if not arguments.json:
         description = _run(arguments, family, request, load_options, sglang_arguments)
@@ -69,9 +69,7 @@ def _find(model: str) -> ModelFamily:
 def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
     """The parser for a model of ``family``; without one it can only print help."""
     usage = "MODEL --prompt TEXT [flags] [SGLang's flags]"
-    parser = flags.command_parser(
-        "generate", usage, _DESCRIPTION, family, _add_family_flags
-    )
+    parser = command_parser("generate", usage, _DESCRIPTION, family, _add_family_flags)
     parser.add_argument("model", metavar="MODEL", nargs="?")
     parser.add_argument(
         "--output",
@@ -97,8 +95,8 @@ def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
 
 
 def _add_family_flags(parser: argparse.ArgumentParser, family: ModelFamily) -> None:
-    flags.add_request_flags(parser, family.title, resolve(family.request_fields))
-    flags.add_load_flags(parser, family.title, resolve(family.load_options))
+    flags.add_request_flags(parser, family.title, family.load(family.request_fields))
+    flags.add_load_flags(parser, family.title, family.load(family.load_options))
 
 
 def _request(arguments: argparse.Namespace, family: ModelFamily) -> dict[str, Any]:
@@ -107,13 +105,13 @@ def _request(arguments: argparse.Namespace, family: ModelFamily) -> dict[str, An
     Raises:
         RequestError: Names the field and what is allowed.
     """
-    fields = resolve(family.request_fields)
+    fields = family.load(family.request_fields)
     values = flags.request_values(arguments, fields)
     if arguments.prompt_file is not None:
         if "prompt" in values:
             raise RequestError("prompt", "also given as --prompt-file; choose one")
         values["prompt"] = _read_prompt(arguments.prompt_file)
-    return resolve(family.check_request)(values)
+    return family.load(family.check_request)(values)
 
 
 def _read_prompt(file: str) -> str:

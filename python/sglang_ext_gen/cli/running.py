@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError, GenerationError
 from sglang_ext_gen.process.child_server import free_port
-from sglang_ext_gen.registry import ModelFamily, resolve
+from sglang_ext_gen.registry import ModelFamily
 
 if TYPE_CHECKING:
     from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
@@ -121,7 +121,7 @@ def _server_args(
 
 def _why_start_failed(family: ModelFamily, model: str, error: RuntimeError) -> str:
     path = Path(model)
-    problems = resolve(family.check_checkpoint)(path) if path.is_dir() else []
+    problems = family.load(family.check_checkpoint)(path) if path.is_dir() else []
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems[:10])
         return f"{model} cannot be served, {len(problems)} problem(s):{listed}"

@@ -4,12 +4,12 @@
 import argparse
 import sys
 
+from sglang_ext_gen.cli.parser import command_parser
 from sglang_ext_gen.gateway import arguments as gateway
 from sglang_ext_gen.registry import (
     ModelFamily,
     composed_family_of,
     family_of,
-    resolve,
 )
 from sglang_ext_gen.request import flags
 
@@ -58,7 +58,7 @@ def sglang_arguments(model: str, argv: list[str]) -> list[str]:
     if family is None or backend not in (None, "diffusion"):
         return ["--model-path", model, *argv]
     arguments, rest = _parser(family).parse_known_args(argv)
-    options = flags.load_values(arguments, resolve(family.load_options))
+    options = flags.load_values(arguments, family.load(family.load_options))
     # Without --backend SGLang runs whatever it cannot resolve through diffusers.
     backend = [] if "--backend" in rest else ["--backend", "sglang"]
     return [
@@ -80,9 +80,7 @@ def _split_model_type(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
     usage = "MODEL [flags] [SGLang's flags]"
-    parser = flags.command_parser(
-        "serve", usage, _DESCRIPTION, family, _add_family_flags
-    )
+    parser = command_parser("serve", usage, _DESCRIPTION, family, _add_family_flags)
     flags.add_precision_flag(parser)
     if family:
         _add_family_flags(parser, family)
@@ -90,4 +88,4 @@ def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
 
 
 def _add_family_flags(parser: argparse.ArgumentParser, family: ModelFamily) -> None:
-    flags.add_load_flags(parser, family.title, resolve(family.load_options))
+    flags.add_load_flags(parser, family.title, family.load(family.load_options))

@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from sglang_ext_gen.registry import FAMILIES, LANGUAGE_MODELS, find_row, resolve
+from sglang_ext_gen.registry import FAMILIES, LANGUAGE_MODELS, find_row
 
 
 def main(argv: list[str]) -> int:
@@ -20,6 +20,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     arguments = parser.parse_args(argv)
     family = find_row(arguments.family)
-    resolve(family.write_tiny)(arguments.directory, seed=arguments.seed)
+    family.load(family.write_tiny)(arguments.directory, seed=arguments.seed)
     print(f"wrote a tiny {family.title} checkpoint to {arguments.directory}")
     return 0

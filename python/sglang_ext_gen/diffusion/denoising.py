@@ -17,30 +17,28 @@ from collections.abc import Hashable, Sequence
 import torch
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
-from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.logging_utils import init_logger
 from sglang.multimodal_gen.runtime.utils.perf_logger import StageProfiler
 from torch import Tensor
 
+from sglang_ext_gen.diffusion.stage import FamilyStage
+
 logger = init_logger(__name__)
 
 
-class BatchedDenoisingStage(PipelineStage):
+class BatchedDenoisingStage(FamilyStage):
     """A stage that denoises requests of equal ``batch_key`` together."""
 
-    @property
-    def role_affinity(self) -> RoleType:
-        """Which disaggregated role runs this stage."""
-        return RoleType.DENOISER
+    role = RoleType.DENOISER
 
-    @abstractmethod
     def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
-        """Equal for requests that can share a loop."""
+        """Equal for requests that can share a loop: the fields that separate them."""
+        return batch.sampling_params.batch_key()
 
     @abstractmethod
     def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
-        """Set ``latents`` of requests of one key, best by ``hand_out``."""
+        """Set ``latents`` of requests of one key, best by ``scatter``."""
 
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
         """Set ``batch.latents`` to [n, ...] float32, n outputs."""
@@ -69,7 +67,7 @@ def output_seeds(batch: Req) -> list[int]:
     return [batch.seed + output for output in range(batch.num_outputs_per_prompt)]
 
 
-def hand_out(
+def scatter(
     batches: Sequence[Req],
     latents: Tensor,
     trajectory: Sequence[Tensor],

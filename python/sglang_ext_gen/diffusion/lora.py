@@ -15,7 +15,7 @@ from sglang.multimodal_gen.runtime.entrypoints.openai.common_api import list_lor
 from sglang.multimodal_gen.runtime.server_args import get_global_server_args
 from starlette.exceptions import HTTPException
 
-from sglang_ext_gen.registry import family_of_config
+from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
 
 # Fields of the request that a pipeline may name in an error.
 FIELDS = ("lora_nickname", "lora_path", "lora_alpha", "strength", "target")
@@ -30,7 +30,7 @@ def set_lora(
 ) -> list[dict[str, Any]] | None:
     """Around ``DiffGenerator.set_lora``: returns the adapters that are in force."""
     original(generator, lora_nickname, *args, **kwargs)
-    if family_of_config(generator.server_args.pipeline_config) is None:
+    if not isinstance(generator.server_args.pipeline_config, FamilyPipelineConfig):
         return None
     return _entries(generator.list_loras(), lora_nickname)
 
@@ -43,7 +43,7 @@ async def handle_lora_request(
 ) -> dict[str, Any]:
     """Around the function behind ``/v1/set_lora``: ``adapters`` in its answer."""
     server_args = get_global_server_args()
-    is_ours = family_of_config(server_args.pipeline_config) is not None
+    is_ours = isinstance(server_args.pipeline_config, FamilyPipelineConfig)
     if not is_ours or not isinstance(request, SetLoraReq):
         return await original(request, success, failure)
     try:

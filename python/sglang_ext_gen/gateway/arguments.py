@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.gateway.launch import OnePortOptions, PartOptions, run
-from sglang_ext_gen.registry import ModelFamily, composed_family_of, resolve
+from sglang_ext_gen.registry import ModelFamily, composed_family_of
 from sglang_ext_gen.request import flags
 
 BACKEND = "one-port"
@@ -84,7 +84,7 @@ def _parser(family: ModelFamily | None) -> argparse.ArgumentParser:
         conflict_handler="resolve",
     )
     if family is not None:
-        flags.add_load_flags(parser, family.title, resolve(family.load_options))
+        flags.add_load_flags(parser, family.title, family.load(family.load_options))
     group = parser.add_argument_group("the port")
     group.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     group.add_argument("--port", type=int, default=30000, help="default: 30000")
@@ -147,7 +147,7 @@ def _generator(arguments: argparse.Namespace, family: ModelFamily) -> PartOption
     # The names of a part's own flags are not options of the family here.
     options = [
         option
-        for option in resolve(family.load_options)
+        for option in family.load(family.load_options)
         if option.name not in _FLAGS_OF_PARTS
     ]
     loading = flags.load_words(flags.load_values(arguments, options))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sglang_ext_gen import envs
-from sglang_ext_gen.registry import family_of_config, resolve
+from sglang_ext_gen.registry import family_of_config
 from sglang_ext_gen.request.fields import RequestField
 
 
@@ -47,11 +47,11 @@ def served_model(server_args: ServerArgs) -> ServedModel | None:
     family = family_of_config(server_args.pipeline_config)
     if family is None:
         return None
-    fields = resolve(family.request_fields)
+    fields = family.load(family.request_fields)
     return ServedModel(
         title=family.title,
-        table=tuple(field for field in fields if field.doors == "all"),
+        table=tuple(field for field in fields if field.interfaces == "all"),
         routes=frozenset(family.http_routes),
-        check=resolve(family.check_request),
+        check=family.load(family.check_request),
         allows_control=envs.allows_control_routes(),
     )

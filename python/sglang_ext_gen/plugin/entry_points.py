@@ -22,7 +22,7 @@ import sys
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.plugin import compat, hooks, language_models
-from sglang_ext_gen.registry import enabled_families, resolve
+from sglang_ext_gen.registry import enabled_families
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +52,9 @@ def register_diffusion() -> None:
         # No Hugging Face ids here: stock's own entries stay as they are, so that a
         # directory which is not ours gets stock's answer in full.
         register_pipeline(
-            resolve(family.pipeline),
-            sampling_param_cls=resolve(family.sampling_params),
-            pipeline_config_cls=resolve(family.pipeline_config),
+            family.load(family.pipeline),
+            sampling_param_cls=family.load(family.sampling_params),
+            pipeline_config_cls=family.load(family.pipeline_config),
         )
     hooks.register_hooks("diffusion")
 

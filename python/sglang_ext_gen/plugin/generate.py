@@ -35,7 +35,7 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import OutputBa
 from sglang.multimodal_gen.runtime.utils.trace_wrapper import trace_req
 
 from sglang_ext_gen.errors import GenerationError, RequestError, refusal_in
-from sglang_ext_gen.registry import ModelFamily, family_of_config, resolve
+from sglang_ext_gen.registry import ModelFamily, family_of_config
 
 Results = GenerationResult | list[GenerationResult]
 
@@ -67,7 +67,7 @@ def generate(
             stack.enter_context(trace_req(request.trace_ctx))
         batch = generator._send_to_scheduler_and_wait_for_response(requests)
         if batch.error:
-            known = {field.name for field in resolve(family.request_fields)}
+            known = {field.name for field in family.load(family.request_fields)}
             raise refusal_in(batch.error, known) or GenerationError(batch.error)
         samples = _collect_samples(batch, outputs)
     seconds = time.perf_counter() - started
@@ -86,10 +86,10 @@ def generate(
 
 
 def _refuse_unknown(family: ModelFamily, names: Iterable[str]) -> None:
-    known = {field.name for field in fields(resolve(family.sampling_params))}
+    known = {field.name for field in fields(family.load(family.sampling_params))}
     for name in names:
         if name not in known:
-            own = ", ".join(field.name for field in resolve(family.request_fields))
+            own = ", ".join(field.name for field in family.load(family.request_fields))
             raise RequestError(
                 name, f"unknown field; {family.title} takes {own} and SGLang's own"
             )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.registry import resolve
 
 if TYPE_CHECKING:
     from sglang.srt.plugins.hook_registry import HookRegistry
@@ -219,7 +218,8 @@ def register_hooks(runtime: Runtime, rows: tuple[Hook, ...] = HOOKS) -> None:
         if hook.runtime != runtime or not _is_wanted_here(hook):
             continue
         _keep_cache_methods(_find(hook.target))
-        registry.register(hook.target, resolve(hook.replacement), HookType(hook.kind))
+        replacement = pkgutil.resolve_name(hook.replacement)
+        registry.register(hook.target, replacement, HookType(hook.kind))
 
 
 def apply_hooks(runtime: Runtime) -> None:

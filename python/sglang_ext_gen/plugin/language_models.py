@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.plugin import compat, hooks
-from sglang_ext_gen.registry import enabled_language_models, resolve
+from sglang_ext_gen.registry import enabled_language_models
 
 
 def register() -> None:
@@ -25,7 +25,7 @@ def register() -> None:
         return
     if compat.unsupported_version() is None:
         for model in models:
-            resolve(model.register_config)()
+            model.load(model.register_config)()
     hooks.register_hooks("srt")
 
 
@@ -46,7 +46,7 @@ def get_model_architecture(original: Callable[[Any], Any], model_config: Any) ->
                 f"set SGLANG_EXT_GEN_DISABLE={model.name} to leave this model to stock "
                 "SGLang"
             )
-        resolve(model.register_model)()
+        model.load(model.register_model)()
         _apply_cpu_hooks()
     return original(model_config)
 
@@ -72,5 +72,5 @@ def resolve_once(original: Callable[[Any], None], server_args: Any) -> None:
     if not getattr(server_args, "_resolution_finished", False):
         for model in enabled_language_models():
             if model.prepare_arguments is not None:
-                resolve(model.prepare_arguments)(server_args)
+                model.load(model.prepare_arguments)(server_args)
     original(server_args)

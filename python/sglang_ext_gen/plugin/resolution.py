@@ -17,7 +17,6 @@ from sglang_ext_gen.registry import (
     ModelFamily,
     composed_family_of,
     family_of,
-    resolve,
 )
 
 if TYPE_CHECKING:
@@ -99,9 +98,9 @@ def _model_info(family: ModelFamily) -> "ModelInfo":
     from sglang.multimodal_gen.registry import ModelInfo
 
     return ModelInfo(
-        pipeline_cls=resolve(family.pipeline),
-        sampling_param_cls=resolve(family.sampling_params),
-        pipeline_config_cls=resolve(family.pipeline_config),
+        pipeline_cls=family.load(family.pipeline),
+        sampling_param_cls=family.load(family.sampling_params),
+        pipeline_config_cls=family.load(family.pipeline_config),
     )
 
 

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Request fields as data: one table per family, read by every door.
+"""Request fields as data: one table per family, read by every interface.
 
-A family lists its request fields once, in ``sampling_params.py``. From that
-table come the check of a value (Python, CLI and HTTP alike), the flags and the
-help text of ``sglang-ext-gen generate``, and the set of names that an HTTP body
-may contain. Nothing here imports torch or SGLang.
+A family lists its request fields once, in ``request.py``, and how it may be loaded in
+``options.py``. From such a table come the check of a value (Python, CLI and HTTP
+alike), flags and their help, the names that an HTTP body may contain, the dataclass
+fields that SGLang carries, and which requests may share a batch. Nothing here imports
+torch or SGLang.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Literal
+from dataclasses import field as dataclass_field
+from typing import Any, Literal, TypeVar
 
 from sglang_ext_gen.errors import RequestError
 
@@ -50,6 +52,16 @@ SERVED_BY_SGLANG = frozenset(
     }
 )
 
+T = TypeVar("T")
+# Kind -> the type of a dataclass field that carries it.
+_TYPES: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "floats": list[float],
+    "strs": str | list[str],
+}
 _EXPECTED = {
     "int": "an integer",
     "float": "a finite number",
@@ -74,8 +86,10 @@ class RequestField:
         multiple_of: The value must be a multiple of this.
         choices: Allowed strings.
         max_length: Most characters of a string, or items of a list.
-        doors: Where a user may set the field: ``python`` fields stay out of
+        interfaces: Where a user may set the field: ``python`` fields stay out of
             HTTP bodies and of the command line, ``cli`` fields out of HTTP.
+        default: What holds where a user does not set it.
+        batched_apart: Requests that differ in it are not denoised as one batch.
     """
 
     name: str
@@ -86,7 +100,9 @@ class RequestField:
     multiple_of: int | None = None
     choices: tuple[str, ...] = ()
     max_length: int | None = None
-    doors: Literal["all", "cli", "python"] = "all"
+    interfaces: Literal["all", "cli", "python"] = "all"
+    default: Any = None
+    batched_apart: bool = True
 
     def check(self, value: Any) -> Any:
         """Return ``value`` in the field's own type.
@@ -192,10 +208,38 @@ NUM_OUTPUTS = RequestField(
     "Results per prompt, with seeds seed, seed + 1, ...",
     minimum=1,
     maximum=10,
+    default=1,
+    batched_apart=False,
 )
 SEED = RequestField(
-    "seed", "int", "Seed of the first result.", minimum=0, maximum=2**53 - 1
+    "seed",
+    "int",
+    "Seed of the first result.",
+    minimum=0,
+    maximum=2**53 - 1,
+    default=42,
+    batched_apart=False,
 )
+
+
+def carries(table: Iterable[RequestField]) -> Callable[[type[T]], type[T]]:
+    """Class decorator, below ``@dataclass``: a dataclass field for each row.
+
+    A field that a base class has takes the row's default.
+    """
+
+    def declare(cls: type[T]) -> type[T]:
+        for row in table:
+            kind = _TYPES[row.kind]
+            cls.__annotations__[row.name] = (
+                kind if row.default is not None else kind | None
+            )
+            # SGLang's own scheduler compares requests by this mark.
+            mark = {} if row.batched_apart else {"batch_sig_exclude": True}
+            setattr(cls, row.name, dataclass_field(default=row.default, metadata=mark))
+        return cls
+
+    return declare
 
 
 def check_given(

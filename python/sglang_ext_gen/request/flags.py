@@ -2,14 +2,13 @@
 """Command-line flags made from tables of ``RequestField``.
 
 A flag only turns text into a value; whether the value is allowed is the field's own
-check, so that the command line refuses what the other doors refuse, in their words.
+check, so that every interface refuses the same, in the same words.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from sglang_ext_gen.registry import ModelFamily, enabled_families
 from sglang_ext_gen.request.fields import RequestField
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -18,39 +17,13 @@ Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def command_parser(
-    command: str,
-    usage: str,
-    description: str,
-    family: ModelFamily | None,
-    add_flags: Callable[[argparse.ArgumentParser, ModelFamily], None],
-) -> argparse.ArgumentParser:
-    """The parser of a command whose flags depend on the model.
-
-    Args:
-        command: Its name.
-        usage: What follows the name.
-        description: Shown as it is.
-        family: Of the model; without one the help lists the flags of all families.
-        add_flags: Adds a family's flags. The caller does so for ``family``, last.
-    """
-    return argparse.ArgumentParser(
-        prog=f"sglang-ext-gen {command}",
-        usage=f"sglang-ext-gen {command} {usage}",
-        description=description,
-        epilog=None if family else help_of_families(add_flags),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
 def add_request_flags(
     parser: argparse.ArgumentParser, title: str, fields: Iterable[RequestField]
 ) -> None:
     """Add one flag per request field that the command line may set."""
     group = parser.add_argument_group(f"request fields of {title}")
     for field in fields:
-        if field.doors == "python":
+        if field.interfaces == "python":
             continue
         flag = "--" + field.name.replace("_", "-")
         help_text = f"{field.help} Expected: {field.allowed()}."
@@ -75,21 +48,6 @@ def add_request_flags(
             )
 
 
-def help_of_families(
-    add_flags: Callable[[argparse.ArgumentParser, ModelFamily], None],
-) -> str:
-    """Help on the flags of every enabled family, as the end of a help text.
-
-    One parser each, because two families may have a field of the same name.
-    """
-    texts = []
-    for family in enabled_families():
-        parser = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
-        add_flags(parser, family)
-        texts.append(parser.format_help().strip())
-    return "\n\n".join(texts)
-
-
 def request_values(
     arguments: argparse.Namespace, fields: Iterable[RequestField]
 ) -> dict[str, Any]:
@@ -97,7 +55,7 @@ def request_values(
     values = {
         field.name: vars(arguments)[field.name]
         for field in fields
-        if field.doors != "python" and vars(arguments)[field.name] is not None
+        if field.interfaces != "python" and vars(arguments)[field.name] is not None
     }
     for field in fields:
         # One text is the usual case; a list of one means the same.

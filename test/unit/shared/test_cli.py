@@ -14,7 +14,7 @@ from sglang_ext_gen.__main__ import COMMANDS, main
 from sglang_ext_gen.cli import doctor, running, serve
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.plugin import compat
-from sglang_ext_gen.registry import FAMILIES, resolve
+from sglang_ext_gen.registry import FAMILIES
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +64,8 @@ def test_generate_help_lists_every_request_field(family, capsys):
     assert exit_code("generate", "--help") == 0
     text = capsys.readouterr().out
     assert family.title in text
-    for field in resolve(family.request_fields):
-        if field.doors != "python":
+    for field in family.load(family.request_fields):
+        if field.interfaces != "python":
             assert "--" + field.name.replace("_", "-") in text
     assert "--fp8-mode" in text
     assert "--no-unconditional" in text

@@ -20,7 +20,6 @@ from sglang_ext_gen.registry import (
     LANGUAGE_MODELS,
     composed_family_of,
     find_family,
-    resolve,
 )
 
 LANCE_ID = "bytedance-research/Lance"
@@ -40,7 +39,7 @@ def test_rows_name_language_models_and_options_that_exist():
     assert composed
     for family in composed:
         assert family.language_model in [model.name for model in LANGUAGE_MODELS]
-        options = [option.name for option in resolve(family.load_options)]
+        options = [option.name for option in family.load(family.load_options)]
         assert family.thinker_url_option in (None, *options)
 
 

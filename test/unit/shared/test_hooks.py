@@ -3,6 +3,7 @@
 
 import functools
 import inspect
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.plugin import compat, hooks, resolution
-from sglang_ext_gen.registry import resolve
 
 OURS = "ideogram-ai/ideogram-4-fp8"
 STOCKS = "black-forest-labs/FLUX.1-dev"
@@ -56,7 +56,7 @@ def test_cached_functions_keep_their_cache_methods():
 
 
 def test_resolver_is_the_row_that_refuses():
-    assert resolve(hooks.RESOLVER.replacement) is resolution.get_model_info
+    assert pkgutil.resolve_name(hooks.RESOLVER.replacement) is resolution.get_model_info
 
 
 def stock(*args, **kwargs) -> Any:

@@ -21,7 +21,7 @@ from sglang_ext_gen.request.fields import RequestField
 
 TABLE = (
     RequestField("prompt", "strs", "Text."),
-    RequestField("image_path", "strs", "Pictures.", doors="cli"),
+    RequestField("image_path", "strs", "Pictures.", interfaces="cli"),
     RequestField("seed", "int", "Seed.", minimum=0),
     RequestField("sigmas", "floats", "Levels.", minimum=0, maximum=1),
     RequestField("width", "int", "Width.", multiple_of=16),
@@ -41,7 +41,7 @@ def check(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def served(table: Any, check: Any) -> ServedModel:
-    fields = tuple(field for field in table if field.doors == "all")
+    fields = tuple(field for field in table if field.interfaces == "all")
     return ServedModel("Test", fields, frozenset({edits.PATH}), check)
 
 

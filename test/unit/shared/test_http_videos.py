@@ -14,7 +14,7 @@ from sglang_ext_gen.models.lance import request as lance
 
 MODEL = ServedModel(
     title="Lance",
-    table=tuple(f for f in lance.REQUEST_FIELDS if f.doors == "all"),
+    table=tuple(f for f in lance.REQUEST_FIELDS if f.interfaces == "all"),
     routes=frozenset({PATH}),
     check=lance.check_request,
 )

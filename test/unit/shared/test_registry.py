@@ -3,13 +3,13 @@
 
 import json
 import shutil
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 
 import pytest
 
 from sglang_ext_gen import registry
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.registry import FAMILIES, ModelFamily, family_of, resolve
+from sglang_ext_gen.registry import FAMILIES, ModelFamily, family_of
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +30,8 @@ def test_row_is_complete(family):
         if field.default is MISSING:
             assert getattr(family, field.name), field.name
     for reference in (family.request_fields, family.load_options, family.recognises):
-        assert resolve(reference) is not None
-    assert resolve(family.demo_requests)()
+        assert family.load(reference) is not None
+    assert family.load(family.demo_requests)()
 
 
 def test_names_and_ids_are_unique():
@@ -44,8 +44,8 @@ def test_names_and_ids_are_unique():
 
 def test_demo_requests_pass_the_familys_own_check():
     for family in FAMILIES:
-        for request in resolve(family.demo_requests)():
-            assert resolve(family.check_request)(request) == request
+        for request in family.load(family.demo_requests)():
+            assert family.load(family.check_request)(request) == request
 
 
 def test_unknown_family_names_the_known_ones():
@@ -117,10 +117,10 @@ def test_family_of_config_follows_inheritance(monkeypatch):
     class Tuned(Config):
         pass
 
-    reference = f"{Config.__module__}:{Config.__qualname__}"
+    package, _, file = Config.__module__.rpartition(".")
     row = registry.find_family("ideogram4")
-    values = {field.name: getattr(row, field.name) for field in fields(row)}
-    ours = ModelFamily(**{**values, "pipeline_config": reference})
+    reference = f"{file}:{Config.__qualname__}"
+    ours = replace(row, package=package, pipeline_config=reference)
     monkeypatch.setattr(registry, "FAMILIES", (ours,))
     assert registry.family_of_config(Tuned()) is ours
     assert registry.family_of_config(object()) is None
@@ -145,6 +145,6 @@ def test_load_options_are_no_flags_of_sglangs(family):
 
     parser = FlexibleArgumentParser(allow_abbrev=False)
     ServerArgs.add_cli_args(parser)
-    resolve(family.pipeline_config).add_pipeline_cli_args(parser)
-    for option in resolve(family.load_options):
+    family.load(family.pipeline_config).add_pipeline_cli_args(parser)
+    for option in family.load(family.load_options):
         assert f"--{option.name.replace('_', '-')}" in parser.format_help()

@@ -25,3 +25,18 @@ Shape legend: B batch, T text tokens, I image tokens, S = T + I packed tokens,
 D hidden size, H heads, d head dim, C latent channels per token (128), gh / gw
 latent token grid (16 pixels a token).
 """
+
+from sglang_ext_gen.models.family import ModelFamily
+
+FAMILY = ModelFamily(
+    name="ideogram4",
+    title="Ideogram 4 FP8",
+    package=__name__,
+    pipeline="pipeline:Ideogram4FP8Pipeline",
+    pipeline_config="pipeline_config:Ideogram4FP8PipelineConfig",
+    sampling_params="sampling_params:Ideogram4FP8SamplingParams",
+    check_checkpoint="layout:check_checkpoint",
+    recognises="layout:recognises",
+    hf_model_paths=("ideogram-ai/ideogram-4-fp8",),
+    http_routes=("/v1/images/generations",),
+)

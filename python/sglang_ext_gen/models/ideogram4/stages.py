@@ -42,8 +42,8 @@ from torch import Tensor, nn
 
 from sglang_ext_gen.diffusion.denoising import (
     BatchedDenoisingStage,
-    hand_out,
     output_seeds,
+    scatter,
     step_timer,
 )
 from sglang_ext_gen.models.ideogram4.dit import Ideogram4Transformer, PackedSequence
@@ -187,7 +187,7 @@ class Ideogram4DenoisingStage(BatchedDenoisingStage):
                 if leader.return_trajectory_latents:
                     trajectory.append(latents.cpu())
                 bar.update()
-        hand_out(batches, latents, trajectory, times)
+        scatter(batches, latents, trajectory, times)
 
     def _draw_latents(self, batches: list[Req]) -> Tensor:
         """Noise of every picture, one row each: [B, I, C] float32 on the CPU."""

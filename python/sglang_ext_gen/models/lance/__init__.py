@@ -28,3 +28,31 @@ Shape legend: B requests, S packed tokens, T text tokens, I latent tokens, D hid
 size, H heads, K key/value heads, d head dim, C latent channels (48), F latent frames,
 h / w latent grid (16 pixels a token).
 """
+
+from sglang_ext_gen.models.family import LanguageModel, ModelFamily
+
+FAMILY = ModelFamily(
+    name="lance",
+    title="Lance",
+    package=__name__,
+    pipeline="pipeline:LancePipeline",
+    pipeline_config="pipeline_config:LancePipelineConfig",
+    sampling_params="sampling_params:LanceSamplingParams",
+    check_checkpoint="layout:check_checkpoint",
+    recognises="layout:recognises",
+    hf_model_paths=("bytedance-research/Lance",),
+    http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
+    convert="vae:convert",
+    fp8_quality="fp8_quality:fp8_quality",
+    language_model="lance",
+)
+
+LANGUAGE_MODEL = LanguageModel(
+    name="lance",
+    title="Lance (understanding)",
+    package=__name__,
+    architecture="LanceForConditionalGeneration",
+    check_checkpoint="layout:check_checkpoint",
+    recognises="layout:recognises",
+    prepare_arguments="thinker.view:prepare_arguments",
+)

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from sglang_ext_gen.diffusion.denoising import (
     BatchedDenoisingStage,
-    hand_out,
     output_seeds,
+    scatter,
 )
 from sglang_ext_gen.diffusion.postprocess import from_levels, to_levels
 from sglang_ext_gen.models.lance import generation, sources, vae, visual_input
@@ -210,7 +210,7 @@ class LanceDenoisingStage(BatchedDenoisingStage, _LanceStage):
             latents = generation.denoise(
                 transformer, conditionings, latents, times, _guidance(plan), on_step
             )
-        hand_out(batches, latents, trajectory, times)
+        scatter(batches, latents, trajectory, times)
 
 
 class LanceDecodingStage(_LanceStage):

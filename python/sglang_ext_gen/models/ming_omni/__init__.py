@@ -25,3 +25,32 @@ rows with padding, I image tokens, J image tokens with padding, S tokens of both
 streams, D hidden size, H heads, d head dim, c latent channels, h / w latent grid
 (8 pixels a latent, 16 a token).
 """
+
+from sglang_ext_gen.models.family import LanguageModel, ModelFamily
+
+FAMILY = ModelFamily(
+    name="ming_omni",
+    title="Ming-flash-omni 2.0",
+    package=__name__,
+    pipeline="pipeline:MingOmniImagePipeline",
+    pipeline_config="pipeline_config:MingImagePipelineConfig",
+    sampling_params="sampling_params:MingImageSamplingParams",
+    check_checkpoint="layout:check_checkpoint",
+    recognises="layout:recognises",
+    hf_model_paths=("inclusionAI/Ming-flash-omni-2.0",),
+    http_routes=("/v1/images/generations", "/v1/images/edits"),
+    demo_chat="demo:demo_chat",
+    convert="loaders:convert",
+    language_model="ming_omni",
+    thinker_url_option="thinker_url",
+)
+
+LANGUAGE_MODEL = LanguageModel(
+    name="ming_omni",
+    title="Ming-flash-omni 2.0 (thinker)",
+    package=__name__,
+    architecture="BailingMM2NativeForConditionalGeneration",
+    check_checkpoint="thinker.layout:check_checkpoint",
+    recognises="thinker.layout:recognises",
+    write_tiny="thinker.tiny:write_tiny",
+)

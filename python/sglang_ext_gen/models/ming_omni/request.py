@@ -62,7 +62,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "Picture to edit: a local file. May be repeated: the thinker sees all, the "
         "first is redrawn.",
         max_length=4096,
-        doors="cli",
+        interfaces="cli",
     ),
     RequestField("width", "int", "Width in pixels.", **_SIDE),
     RequestField("height", "int", "Height in pixels.", **_SIDE),

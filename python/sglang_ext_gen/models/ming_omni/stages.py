@@ -44,8 +44,8 @@ from torch import Tensor, nn
 
 from sglang_ext_gen.diffusion.denoising import (
     BatchedDenoisingStage,
-    hand_out,
     output_seeds,
+    scatter,
     step_timer,
 )
 from sglang_ext_gen.diffusion.postprocess import from_levels, to_levels
@@ -321,7 +321,7 @@ class MingDenoisingStage(BatchedDenoisingStage):
                 if leader.return_trajectory_latents:
                     trajectory.append(latents.cpu())
                 bar.update()
-        hand_out(batches, latents, trajectory, sigmas)
+        scatter(batches, latents, trajectory, sigmas)
         for batch in batches:
             del batch.extra[CONDITIONING]
 

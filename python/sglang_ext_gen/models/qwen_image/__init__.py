@@ -25,3 +25,41 @@ Shape legend: B batch, T text tokens, I image tokens (16 x 16 pixels each) of th
 picture and, in edits, of all references behind it, D hidden size, C = 64 packed
 latent channels.
 """
+
+from sglang_ext_gen.models.family import ModelFamily
+
+FAMILY = ModelFamily(
+    name="qwen_image",
+    title="Qwen-Image",
+    package=__name__,
+    pipeline="pipeline:QwenImageExtPipeline",
+    pipeline_config="pipeline_config:QwenImageExtPipelineConfig",
+    sampling_params="sampling_params:QwenImageExtSamplingParams",
+    check_checkpoint="layout:check_checkpoint",
+    recognises="layout:recognises",
+    hf_model_paths=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
+    http_routes=("/v1/images/generations",),
+    fp8_quality="fp8_quality:fp8_quality",
+)
+
+EDIT_FAMILY = ModelFamily(
+    name="qwen_image_edit",
+    title="Qwen-Image-Edit",
+    package=__name__,
+    pipeline="pipeline:QwenImageEditExtPipeline",
+    pipeline_config="pipeline_config:QwenImageEditExtPipelineConfig",
+    sampling_params="sampling_params:QwenImageEditExtSamplingParams",
+    request_fields="request:EDIT_REQUEST_FIELDS",
+    check_request="request:check_edit_request",
+    check_checkpoint="layout:check_checkpoint",
+    recognises="layout:recognises_edit",
+    write_tiny="tiny:write_tiny_edit",
+    demo_requests="demo:edit_demo_requests",
+    hf_model_paths=(
+        "Qwen/Qwen-Image-Edit",
+        "Qwen/Qwen-Image-Edit-2509",
+        "Qwen/Qwen-Image-Edit-2511",
+    ),
+    http_routes=("/v1/images/edits",),
+    fp8_quality="fp8_quality:fp8_quality",
+)

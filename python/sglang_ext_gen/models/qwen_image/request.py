@@ -92,7 +92,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
 EDIT_REQUEST_FIELDS: tuple[RequestField, ...] = (
     RequestField("prompt", "strs", "What to change.", max_length=16_384),
     RequestField(
-        "image_path", "strs", "The pictures to work from, in order.", doors="cli"
+        "image_path", "strs", "The pictures to work from, in order.", interfaces="cli"
     ),
     *_COMMON,
     RequestField(

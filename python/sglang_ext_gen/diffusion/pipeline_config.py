@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A family's load options as fields of SGLang's pipeline config.
+
+The options are the family's table (``options.py``). From it follow the dataclass
+fields, the flags of ``sglang serve`` and the checks.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from sglang.multimodal_gen.runtime.utils.argparse import StoreBoolean
+
+from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.request.fields import RequestField
+
+_REFUSED = {
+    "lora_path": "LoRA is not supported by this pipeline",
+    "enable_torch_compile": "not supported by this pipeline",
+}
+
+
+class FamilyPipelineConfig:
+    """First base of the families' classes: ``@dataclass @carries(LOAD_OPTIONS)``.
+
+    The classes are pickled to every worker, so they stay at module level. The
+    architecture is not here: it is read from the checkpoint.
+
+    Args:
+        load_options: The family's table.
+        refused: Server arguments that the family has no use for, with the reason.
+        fp8_mode: What FP8 weights become at load.
+    """
+
+    load_options: ClassVar[tuple[RequestField, ...]]
+    refused: ClassVar[dict[str, str]] = _REFUSED
+    fp8_mode = "resident"
+
+    if TYPE_CHECKING:  # the fields that ``carries`` declares
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @classmethod
+    def add_pipeline_cli_args(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the options to ``sglang serve --model-path``; SGLang calls it."""
+        for option in cls.load_options:
+            kind: dict[str, Any] = {"type": float if option.kind == "float" else str}
+            if option.kind == "bool":
+                kind = {"action": StoreBoolean, "default": None}
+            parser.add_argument(
+                "--" + option.name.replace("_", "-"),
+                choices=option.choices or None,
+                help=option.help.replace("%", "%%"),
+                **kind,
+            )
+
+    @classmethod
+    def of(cls, server_args: Any) -> Self:
+        """The config of a server that runs this pipeline, with its own type."""
+        config = server_args.pipeline_config
+        assert isinstance(config, cls), f"{type(config).__name__} is not ours"
+        return config
+
+    def supports_native_grouped_requests(self) -> bool:
+        """True: the stages batch a list of requests themselves."""
+        return True
+
+    def check_options(self, server_args: Any) -> None:
+        """The family's own rules for options and server arguments.
+
+        Raises:
+            ConfigError: Names the option and what is allowed.
+        """
+
+    def check_folder(self, folder: Path) -> None:
+        """Refuse a local checkpoint that is damaged, in the user's own process.
+
+        The workers would find the same a minute later.
+
+        Raises:
+            CheckpointError: Names what is wrong with it.
+        """
+
+    def validate_server_args(self, server_args: Any) -> None:
+        """Refuse options that this pipeline does not implement, and damage.
+
+        Raises:
+            ConfigError: Names the option and what is allowed.
+            RequestError: An option has a value that is not allowed.
+            CheckpointError: Names what is wrong with the checkpoint.
+        """
+        for option in self.load_options:
+            value = getattr(self, option.name)
+            if value is not None:
+                option.check(value)
+        for name, reason in self.refused.items():
+            if getattr(server_args, name):
+                raise ConfigError(f"{name}: {reason}")
+        self.check_options(server_args)
+        folder = Path(server_args.model_path)
+        if folder.is_dir():
+            self.check_folder(folder)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A family's request fields as SGLang's ``SamplingParams``.
+
+The fields, their ranges and defaults are the family's table (``request.py``). From it
+follow the dataclass fields, what the HTTP endpoints take, and which requests may share
+a batch. A class of this kind only carries them through SGLang and has them checked
+before a request is queued.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+
+from sglang_ext_gen.request.fields import (
+    SERVED_BY_SGLANG,
+    RequestField,
+    refuse_unused_fields,
+)
+
+_OF_SGLANG = frozenset(field.name for field in fields(SamplingParams))
+# A seed may be a list, a task SGLang's enumeration: the family's check sees to them.
+_CHECKED_LATER = ("seed", "task_type")
+# SGLang reads "no guidance given" as 1, and strips a negative prompt.
+_KEPT = ("guidance_scale", "negative_prompt")
+
+
+class FamilySamplingParams(SamplingParams):
+    """Base of the families' classes, which stand below ``@dataclass @carries(table)``.
+
+    Args:
+        title: Name of the family for people.
+        request_fields: The family's table.
+        also_used: Fields of SGLang's class, beside those of the table and of
+            ``SERVED_BY_SGLANG``, that something of the family reads.
+    """
+
+    title: ClassVar[str]
+    request_fields: ClassVar[tuple[RequestField, ...]]
+    also_used: ClassVar[frozenset[str]] = frozenset()
+
+    if TYPE_CHECKING:  # the fields that ``carries`` declares
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @classmethod
+    def image_request_extra_fields(cls) -> frozenset[str]:
+        """Fields that the HTTP image endpoint takes from the body.
+
+        ``image_path`` comes from an upload; a client cannot set it.
+        """
+        names = {field.name for field in cls.request_fields}
+        return frozenset(names - _OF_SGLANG | names & {"image_path"})
+
+    @classmethod
+    def video_request_extra_fields(cls) -> frozenset[str]:
+        """Fields that the HTTP video endpoint takes from the body."""
+        return frozenset({field.name for field in cls.request_fields} - _OF_SGLANG)
+
+    def should_use_classifier_free_guidance(self) -> bool:
+        """False: SGLang's own guidance needs a negative prompt; ours does not."""
+        return False
+
+    def values(self) -> dict[str, Any]:
+        """The fields of the table as they are; None means not given."""
+        return {field.name: getattr(self, field.name) for field in self.request_fields}
+
+    def batch_key(self) -> Hashable:
+        """Equal for requests that can share a denoising loop."""
+        return tuple(
+            (field.name, _hashable(getattr(self, field.name)))
+            for field in self.request_fields
+            if field.batched_apart
+        )
+
+    def check(self, server_args: Any) -> None:
+        """Check the merged request, in the user's process, and fill what follows.
+
+        Raises:
+            RequestError: Names the field that cannot be used.
+        """
+        raise NotImplementedError
+
+    def check_seeds(
+        self,
+        check_request: Callable[[Mapping[str, Any]], dict[str, Any]],
+        values: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """The family's check, for each seed; returns the fields in their own types."""
+        seeds = self.seed if isinstance(self.seed, list) else [self.seed]
+        return [check_request({**values, "seed": seed}) for seed in seeds][-1]
+
+    def __post_init__(self) -> None:
+        # Before SGLang's own checks, some of which are bare assertions.
+        for field in self.request_fields:
+            value = getattr(self, field.name)
+            if value is not None and field.name not in _CHECKED_LATER:
+                setattr(self, field.name, field.check(value))
+        super().__post_init__()
+
+    def _adjust(self, server_args: Any) -> None:
+        names = {field.name for field in self.request_fields}
+        refuse_unused_fields(
+            self, names | SERVED_BY_SGLANG | self.also_used, self.title
+        )
+        self.check(server_args)
+        kept = {name: getattr(self, name) for name in _KEPT}
+        super()._adjust(server_args)
+        for name, value in kept.items():
+            setattr(self, name, value)
+
+
+def _hashable(value: Any) -> Hashable:
+    return tuple(value) if isinstance(value, list) else value
