@@ -19,17 +19,4 @@ Where things are:
 Importing this package imports neither torch nor SGLang.
 """
 
-import os
-import sys
-
 __version__ = "0.1.0"
-
-# SGLANG_EXTERNAL_MODEL_PACKAGE makes both runtimes import the package it names. Only
-# the diffusion runtime, whose registry module is loaded by then, is to be changed.
-if (
-    os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE") == __name__
-    and "sglang.multimodal_gen.registry" in sys.modules
-):
-    from sglang_ext_gen.plugin.entry_points import activate
-
-    activate()

@@ -41,7 +41,7 @@ _PLUGIN = "sglang_ext_gen.plugin.entry_points"
 ENTRY_POINTS = {
     "sglang.multimodal_gen.plugins": f"{_PLUGIN}:register_diffusion",
     "sglang.srt.plugins": f"{_PLUGIN}:register_srt",
-    "sglang.srt.platforms": "sglang_ext_gen.platforms.cpu_reference:activate",
+    "sglang.srt.platforms": f"{_PLUGIN}:choose_platform",
     "sglang.serve_backends": "sglang_ext_gen.gateway.backend:one_port",
 }
 FRESH_PROCESS_TIMEOUT_S = 600

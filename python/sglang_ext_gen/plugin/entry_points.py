@@ -12,8 +12,9 @@ model runtime, where it registers our models (``language_models.py``), and first
 in ``sglang serve``, which chooses the runtime before any diffusion plugin is loaded.
 There it hooks that choice, which imports neither torch nor the diffusion runtime.
 
-Plain ``sglang generate`` loads no plugin before it resolves the model. It imports the
-package named by ``SGLANG_EXTERNAL_MODEL_PACKAGE`` instead: see ``activate``.
+``choose_platform`` (group ``sglang.srt.platforms``) runs in every process that imports
+SGLang, before anything else, and so also before plain ``sglang generate`` resolves the
+model, which loads no plugin: see ``early.py``.
 """
 
 import functools
@@ -21,7 +22,7 @@ import logging
 import sys
 
 from sglang_ext_gen import envs
-from sglang_ext_gen.plugin import compat, hooks, language_models
+from sglang_ext_gen.plugin import compat, early, hooks, language_models
 from sglang_ext_gen.registry import enabled_families
 
 logger = logging.getLogger(__name__)
@@ -77,11 +78,15 @@ def _is_sglang_serve() -> bool:
     return "sglang.cli.serve" in sys.modules and sys.argv[1:2] == ["serve"]
 
 
-def activate() -> None:
-    """Register and apply the hooks now, whether or not SGLang loads our entry point.
+def choose_platform() -> str | None:
+    """The CPU reference platform where it applies; and our families known early."""
+    from sglang_ext_gen.platforms import cpu_reference
 
-    For ``SGLANG_EXTERNAL_MODEL_PACKAGE=sglang_ext_gen``, which the diffusion runtime
-    imports when it first resolves a model; a worker has applied its hooks by then.
-    """
+    early.watch(activate)
+    return cpu_reference.activate()
+
+
+def activate() -> None:
+    """Register the diffusion pipelines and apply the hooks now, in this process."""
     register_diffusion()
     hooks.apply_hooks("diffusion")

@@ -74,7 +74,7 @@ def test_entry_points():
             "sglang_ext_gen": "sglang_ext_gen.plugin.entry_points:register_srt"
         },
         "sglang.srt.platforms": {
-            "cpu_reference": "sglang_ext_gen.platforms.cpu_reference:activate"
+            "cpu_reference": "sglang_ext_gen.plugin.entry_points:choose_platform"
         },
         "sglang.serve_backends": {
             "one-port": "sglang_ext_gen.gateway.backend:one_port"
