@@ -70,6 +70,16 @@ HOOKS: tuple[Hook, ...] = (
         remove_when="As for get_model_info.",
     ),
     Hook(
+        target="sglang.multimodal_gen.configs.pipeline_configs.base.PipelineConfig."
+        "from_kwargs",
+        kind="around",
+        replacement="sglang_ext_gen.plugin.resolution:pipeline_config_from_kwargs",
+        runtime="diffusion",
+        reason="Pipeline and config are decided together: stock's config that a program "
+        "gives, or stock's pipeline that it names, would meet our half of the pair.",
+        remove_when="get_model_info decides with both in sight.",
+    ),
+    Hook(
         target=f"{_ENTRYPOINTS}.diffusion_generator.DiffGenerator.generate",
         kind="around",
         replacement="sglang_ext_gen.plugin.generate:generate",

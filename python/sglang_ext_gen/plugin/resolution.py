@@ -8,7 +8,10 @@ checkpoints carry the class name of stock's own pipeline. Each function here ask
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sglang_ext_gen.errors import ConfigError
@@ -52,6 +55,63 @@ def get_model_info(
     return _model_info(family)
 
 
+def pipeline_config_from_kwargs(
+    original: Callable[..., Any],
+    cls: type,
+    kwargs: dict[str, Any],
+    config_cli_prefix: str = "",
+) -> Any:
+    """Around ``PipelineConfig.from_kwargs``: pipeline and config are of one maker.
+
+    A pipeline of stock's that the user names gets stock's config. A config of stock's
+    that the user gives is converted: what differs from its defaults is kept.
+
+    Raises:
+        ConfigError: A field that differs is one that our config does not have.
+    """
+    family = family_of(kwargs["model_path"]) if kwargs.get("model_path") else None
+    if family is None:
+        return original(cls, kwargs, config_cli_prefix)
+    name = kwargs.get("pipeline_class_name")
+    if name is not None and name != family.pipeline_name:
+        with _left_to_stock():
+            return original(cls, kwargs, config_cli_prefix)
+    config = original(cls, kwargs, config_cli_prefix)
+    if _is_overruled(family, kwargs.get("backend"), kwargs.get("model_id")):
+        return config
+    ours = family.load(family.pipeline_config)
+    return config if isinstance(config, ours) else _converted(config, ours)
+
+
+def _converted(config: Any, ours: type) -> Any:
+    """Our config with what differs from the defaults in stock's."""
+    plain, converted = type(config)(), ours()
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value == getattr(plain, field.name):
+            continue
+        if not hasattr(converted, field.name):
+            raise ConfigError(
+                f"pipeline_config: {type(config).__name__}.{field.name} means nothing "
+                f"to {ours.__name__}, which serves this checkpoint"
+            )
+        setattr(converted, field.name, value)
+    logger.info("%s is taken as %s", type(config).__name__, ours.__name__)
+    return converted
+
+
+_stock_decides = ContextVar("_stock_decides", default=False)
+
+
+@contextmanager
+def _left_to_stock() -> Iterator[None]:
+    token = _stock_decides.set(True)
+    try:
+        yield
+    finally:
+        _stock_decides.reset(token)
+
+
 def get_non_diffusers_pipeline_name(
     original: Callable[[str], str | None], model_path: str
 ) -> str | None:
@@ -60,7 +120,9 @@ def get_non_diffusers_pipeline_name(
     The command line asks it which pipeline config may add flags.
     """
     family = family_of(model_path)
-    return original(model_path) if family is None else family.pipeline_name
+    if family is None or _stock_decides.get():
+        return original(model_path)
+    return family.pipeline_name
 
 
 def get_is_diffusion_model(original: Callable[[str], bool], model_path: str) -> bool:
@@ -108,7 +170,7 @@ def _is_overruled(
     family: ModelFamily, backend: str | None, model_id: str | None
 ) -> bool:
     # SGLang's Backend enum is a str, so this holds for both spellings.
-    if backend == "diffusers":
+    if backend == "diffusers" or _stock_decides.get():
         return True
     ids = [known.rpartition("/")[2].lower() for known in family.hf_model_paths]
     return model_id is not None and model_id.lower() not in ids
