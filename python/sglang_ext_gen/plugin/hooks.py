@@ -75,7 +75,7 @@ HOOKS: tuple[Hook, ...] = (
         kind="around",
         replacement="sglang_ext_gen.plugin.resolution:pipeline_config_from_kwargs",
         runtime="diffusion",
-        reason="Pipeline and config are decided together: stock's config that a program "
+        reason="Pipeline and config are decided together: stock's config that a user "
         "gives, or stock's pipeline that it names, would meet our half of the pair.",
         remove_when="get_model_info decides with both in sight.",
     ),
