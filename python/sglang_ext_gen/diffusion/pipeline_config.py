@@ -45,17 +45,14 @@ class FamilyPipelineConfig:
     def add_pipeline_cli_args(cls, parser: argparse.ArgumentParser) -> None:
         """Add the options to ``sglang serve --model-path``; SGLang calls it."""
         for option in cls.load_options:
-            kind: dict[str, Any] = {"type": _FLAG_TYPES.get(option.kind, str)}
-            help_text = option.help
+            flag, text = "--" + option.name.replace("_", "-"), option.help
             if option.kind == "bool":  # its help says what ``--no-...`` does
-                kind = {"action": StoreBoolean, "default": None}
-                help_text = f"If false: {help_text}"
-            parser.add_argument(
-                "--" + option.name.replace("_", "-"),
-                choices=option.choices or None,
-                help=help_text.replace("%", "%%"),
-                **kind,
-            )
+                text = f"If false: {text}"
+                kind: dict[str, Any] = {"action": StoreBoolean, "default": None}
+            else:
+                kind = {"type": _FLAG_TYPES.get(option.kind, str)}
+                kind["choices"] = option.choices or None
+            parser.add_argument(flag, help=text.replace("%", "%%"), **kind)
 
     @classmethod
     def of(cls, server_args: Any) -> Self:
