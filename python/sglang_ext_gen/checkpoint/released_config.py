@@ -94,6 +94,16 @@ def require_values(
             raise ConfigError(f"{where}: {key} is {values[key]!r}, expected {want!r}")
 
 
+def require_class(values: Mapping[str, Any], name: str, where: str) -> None:
+    """Raise unless ``_class_name`` is there and is ``name``.
+
+    Raises:
+        ConfigError: Names the class that is there.
+    """
+    require(values, "_class_name", where)
+    require_values(values, {"_class_name": name}, where)
+
+
 def _checked(value: Any, kind: Any, where: str) -> Any:
     if isinstance(value, list):
         value = tuple(value)

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.component import Component
 from sglang_ext_gen.checkpoint.layout import FLOAT8, TensorSpec
 from sglang_ext_gen.errors import ConfigError
 
@@ -63,6 +64,37 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), file, metadata={"format": "pt"})
+
+
+def write_component(
+    root: Path,
+    component: Component[Any],
+    values: Mapping[str, Any],
+    specs: Iterable[TensorSpec] | None = None,
+    *,
+    seed: int,
+    streams: Mapping[str, float] | None = None,
+    adjust: Mapping[str, Adjust] | None = None,
+) -> None:
+    """Write the config file and random tensors of a component.
+
+    Args:
+        root: The checkpoint.
+        component: Its row.
+        values: Of the config file.
+        specs: In place of the row's own, which need a config that is read back.
+        seed: See ``random_tensors``, as for the two others.
+        streams: By default one of the component's name.
+        adjust: Tensors that need other values.
+    """
+    part = component.at(root)
+    write_json(part.folder / component.config_file, values)
+    if specs is None:
+        specs = component.specs(part.config, {})
+    tensors = random_tensors(
+        specs, seed=seed, streams=streams or {component.name: 1.0}, adjust=adjust
+    )
+    write_tensors(part.folder / component.file, tensors)
 
 
 def split_into_shards(file: Path, most_bytes: int) -> None:

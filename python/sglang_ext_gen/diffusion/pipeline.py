@@ -16,6 +16,7 @@ from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang_ext_gen.checkpoint.component import Component
 from sglang_ext_gen.checkpoint.source import checkpoint_folder
 from sglang_ext_gen.diffusion.component_loader import LIBRARY, strict_loader
+from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
 
 
 class FamilyPipeline(ComposedPipelineBase):
@@ -52,6 +53,7 @@ class FamilyPipeline(ComposedPipelineBase):
         Raises:
             CheckpointError: Names the problems.
         """
+        FamilyPipelineConfig.of(server_args).check_folder(folder)
 
     def load_modules(
         self, server_args: ServerArgs, loaded_modules: dict[str, Any] | None = None
@@ -71,10 +73,10 @@ class FamilyPipeline(ComposedPipelineBase):
         return {
             "_class_name": self.pipeline_name,
             "_diffusers_version": "",
+            # Also what this process does not load: a disaggregated role reads from
+            # the VAE's config what it has to know of it.
             **{
-                name: list(entry)
-                for name, entry in {**self.stock_components, **ours}.items()
-                if name in self._required_config_modules
+                n: list(entry) for n, entry in {**self.stock_components, **ours}.items()
             },
         }
 

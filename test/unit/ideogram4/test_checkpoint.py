@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of an Ideogram 4 checkpoint: complete ones pass, damage is named."""
+"""An Ideogram 4 checkpoint on disk: complete ones pass, damage is named."""
 
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,41 +16,52 @@ from checkpoint_damage import (
 )
 from checkpoint_repacks import edit_json, edit_tensors, shard, split_attention
 from conftest import Golden
-from sglang_ext_gen.checkpoint.layout import check_tensors, read_json, read_tensors
-from sglang_ext_gen.models.ideogram4.layout import (
-    WEIGHT_FILES,
+from sglang_ext_gen.checkpoint.layout import check_tensors, has_float8, read_json
+from sglang_ext_gen.models.ideogram4.checkpoint import (
+    COMPONENTS,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    VAE,
     check_checkpoint,
-    inspect,
     recognises,
 )
+from sglang_ext_gen.models.ideogram4.config import (
+    Ideogram4TransformerConfig,
+    Ideogram4VAEConfig,
+)
 from sglang_ext_gen.models.ideogram4.tensors import (
+    find_names,
     text_encoder_specs,
     transformer_specs,
     vae_specs,
     vision_specs,
 )
 
-RELEASED_TRANSFORMER = {
-    "in_channels": 128,
-    "num_layers": 34,
-    "num_attention_heads": 18,
-    "attention_head_dim": 256,
-    "intermediate_size": 12288,
-    "adaln_dim": 512,
-    "llm_features_dim": 53248,
-}
-RELEASED_VAE = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 32,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "mid_block_add_attention": True,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "patch_size": [2, 2],
-}
+FILES = {part.name: part.file for part in COMPONENTS}
+RELEASED_TRANSFORMER = Ideogram4TransformerConfig(
+    in_channels=128,
+    num_layers=34,
+    num_attention_heads=18,
+    attention_head_dim=256,
+    intermediate_size=12288,
+    adaln_dim=512,
+    llm_features_dim=53248,
+    rope_theta=5e6,
+    mrope_section=(24, 20, 20),
+    norm_eps=1e-5,
+)
+RELEASED_VAE = Ideogram4VAEConfig(
+    in_channels=3,
+    out_channels=3,
+    latent_channels=32,
+    patch_size=(2, 2),
+    block_out_channels=(128, 256, 512, 512),
+    decoder_block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    mid_block_add_attention=True,
+    use_quant_conv=True,
+    use_post_quant_conv=True,
+)
 
 
 @pytest.fixture
@@ -74,29 +86,29 @@ def test_golden_checkpoint_is_complete(ideogram4_golden: Golden) -> None:
     assert check_checkpoint(ideogram4_golden.checkpoint) == []
 
 
-def test_inspect(ideogram4_golden: Golden) -> None:
-    found = {part.name: part for part in inspect(ideogram4_golden.checkpoint)}
-    assert found.keys() == WEIGHT_FILES.keys()
-    transformer, vae = found["transformer"], found["vae"]
-    assert (transformer.is_fp8, transformer.names) == (True, "vendor")
-    assert (vae.is_fp8, vae.names) == (False, None)
-    assert transformer.tensors == 19 * 3 + 23
+def test_the_layout_of_a_component_is_that_of_its_tensors(
+    ideogram4_golden: Golden,
+) -> None:
+    stored = TRANSFORMER.at(ideogram4_golden.checkpoint).stored
+    assert (has_float8(stored), find_names(stored)) == (True, "vendor")
+    assert len(stored) == 19 * 3 + 23
+    assert not has_float8(VAE.at(ideogram4_golden.checkpoint).stored)
 
 
 @pytest.mark.parametrize("is_fp8", [True, False])
 def test_diffusers_names_are_complete(checkpoint: Path, is_fp8: bool) -> None:
     for name in ("transformer", "unconditional_transformer"):
-        file = checkpoint / name / WEIGHT_FILES[name]
+        file = checkpoint / name / FILES[name]
         edit_tensors(file, split_attention)
         if not is_fp8:
             edit_tensors(file, without_fp8)
     assert check_checkpoint(checkpoint) == []
-    (transformer,) = (p for p in inspect(checkpoint) if p.name == "transformer")
-    assert (transformer.is_fp8, transformer.names) == (is_fp8, "diffusers")
+    stored = TRANSFORMER.at(checkpoint).stored
+    assert (has_float8(stored), find_names(stored)) == (is_fp8, "diffusers")
 
 
 def test_plain_text_encoder_with_prefix_is_complete(checkpoint: Path) -> None:
-    file = checkpoint / "text_encoder" / WEIGHT_FILES["text_encoder"]
+    file = TEXT_ENCODER.at(checkpoint).file
     edit_tensors(file, without_fp8)
     edit_tensors(file, lambda name, tensor: {f"model.{name}": tensor})
     config = checkpoint / "text_encoder" / "config.json"
@@ -108,7 +120,7 @@ def test_plain_text_encoder_with_prefix_is_complete(checkpoint: Path) -> None:
 
 
 def test_shards_are_complete(checkpoint: Path) -> None:
-    file = checkpoint / "vae" / WEIGHT_FILES["vae"]
+    file = VAE.at(checkpoint).file
     shard(file)
     assert check_checkpoint(checkpoint) == []
     file.with_name("part-1.safetensors").unlink()
@@ -151,7 +163,7 @@ def test_every_problem_is_listed(checkpoint: Path) -> None:
         ("model_index.json", {"vae": None}, "vae is None, expected"),
         ("model_index.json", {"refiner": ["a", "b"]}, "unknown component 'refiner'"),
         ("model_index.json", {"tokenizer": ["transformers", "T5"]}, "tokenizer is"),
-        ("scheduler/scheduler_config.json", {"_class_name": "Other"}, "is Other"),
+        ("scheduler/scheduler_config.json", {"_class_name": "Other"}, "'Other'"),
         ("tokenizer/tokenizer.json", {"added_tokens": []}, "no token <|im_start|>"),
         ("tokenizer/tokenizer.json", {"model": None}, "has no vocabulary"),
         ("tokenizer/tokenizer_config.json", {"chat_template": None}, "chat template"),
@@ -161,18 +173,21 @@ def test_every_problem_is_listed(checkpoint: Path) -> None:
         ("transformer/config.json", {"num_layers": "3"}, "transformer/config.json"),
         ("transformer/config.json", {"adaln_dim": 64}, "adaln_proj.weight has shape"),
         ("transformer/config.json", {"llm_features_dim": 400}, "llm_features_dim is"),
-        ("transformer/config.json", {"_class_name": "Other"}, "_class_name is Other"),
-        ("text_encoder/config.json", {"model_type": "t5"}, "model_type is t5"),
+        ("transformer/config.json", {"in_channels": 64}, "in_channels is 64, but"),
+        ("transformer/config.json", {"_class_name": "Other"}, "_class_name is 'Other'"),
+        ("transformer/config.json", {"_class_name": None}, "'_class_name' is missing"),
+        ("text_encoder/config.json", {"model_type": "t5"}, "model_type is 't5'"),
         ("text_encoder/config.json", {"text_config": None}, "text_config"),
+        ("text_encoder/config.json", {"architectures": ["T5"]}, "architectures is"),
         ("vae/config.json", {"shift_factor": 0.1}, "unknown key 'shift_factor'"),
         ("vae/config.json", {"latent_channels": None}, "'latent_channels' is missing"),
-        ("vae/config.json", {"latent_channels": 16}, "in_channels is 128"),
         ("vae/config.json", {"latent_channels": 16}, "latent_channels is 16"),
         ("vae/config.json", {"patch_size": [1, 1]}, "patch_size is [1, 1]"),
         ("vae/config.json", {"block_out_channels": [8, 8]}, "2 widths, expected 4"),
         ("vae/config.json", {"layers_per_block": 2}, "encoder.down_blocks.0.resnets.1"),
-        ("vae/config.json", {"block_out_channels": 16}, "a dimension is wrong"),
-        ("vae/config.json", {"act_fn": "relu"}, "act_fn is relu, expected silu"),
+        ("vae/config.json", {"block_out_channels": 16}, "block_out_channels is 16, "),
+        ("vae/config.json", {"act_fn": "relu"}, "act_fn is 'relu', expected 'silu'"),
+        ("vae/config.json", {"_class_name": None}, "'_class_name' is missing"),
         ("vae/config.json", {"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types"),
     ],
 )
@@ -206,21 +221,24 @@ def test_released_transformer_has_the_reported_tensors() -> None:
 
 
 def test_vision_tower_of_the_golden_checkpoint(ideogram4_golden: Golden) -> None:
-    folder = ideogram4_golden.checkpoint / "text_encoder"
-    config = read_json(folder / "config.json")
+    part = TEXT_ENCODER.at(ideogram4_golden.checkpoint)
+    vision = read_json(part.folder / "config.json")["vision_config"]
     specs = [
-        *text_encoder_specs(config, is_fp8=True),
-        *vision_specs(config, is_fp8=True),
+        *text_encoder_specs(part.config, is_fp8=True),
+        *vision_specs(vision, is_fp8=True),
     ]
-    tensors = read_tensors(folder / WEIGHT_FILES["text_encoder"])
-    assert check_tensors(specs, tensors, where="") == []
+    assert check_tensors(specs, part.stored, where="") == []
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"block_out_channels": [32, 64], "layers_per_block": 1},
+        {
+            "block_out_channels": (32, 64),
+            "decoder_block_out_channels": (32, 64),
+            "layers_per_block": 1,
+        },
         {"mid_block_add_attention": False, "use_quant_conv": False},
     ],
     ids=str,
@@ -229,11 +247,14 @@ def test_vae_table_is_the_class_of_diffusers(changes: dict[str, object]) -> None
     import torch
     from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 
-    config = {**RELEASED_VAE, **changes}
-    blocks = len(config["block_out_channels"])
+    config = replace(RELEASED_VAE, **changes)
+    blocks = len(config.block_out_channels)
+    values = asdict(config)
+    del values["decoder_block_out_channels"]  # not in every version of the class
     with torch.device("meta"):
         vae = AutoencoderKLFlux2(
-            **config,
+            **values,
+            norm_num_groups=32,
             down_block_types=("DownEncoderBlock2D",) * blocks,
             up_block_types=("UpDecoderBlock2D",) * blocks,
         )
@@ -246,7 +267,7 @@ def test_a_check_imports_no_torch(ideogram4_golden: Golden) -> None:
 
     code = (
         "import sys; from pathlib import Path; "
-        "from sglang_ext_gen.models.ideogram4.layout import check_checkpoint; "
+        "from sglang_ext_gen.models.ideogram4.checkpoint import check_checkpoint; "
         "assert not check_checkpoint(Path(sys.argv[1])); "
         "assert not {'torch', 'diffusers', 'transformers', 'sglang'} & set(sys.modules)"
     )
