@@ -10,11 +10,11 @@ import av
 import numpy as np
 import torch
 from PIL import Image
+from sglang_ext_gen.models.lance.layout import LanceFiles, find_files
 from torch import Tensor
 
 from sglang_ext_gen.models.lance import loaders, sources, vae, visual_input
 from sglang_ext_gen.models.lance.generation import LanceConditioning
-from sglang_ext_gen.models.lance.layout import LanceFiles, find_files
 from sglang_ext_gen.models.lance.mot import LanceTransformer
 from sglang_ext_gen.models.lance.options import takes_sources
 from sglang_ext_gen.models.lance.packing import Grid, pack_generation, tokenize_prompt

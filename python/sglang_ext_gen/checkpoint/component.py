@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from posixpath import normpath
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from sglang_ext_gen.checkpoint.layout import (
@@ -60,7 +61,8 @@ class Component(Generic[C]):
             an unfilled module on the meta device; empty where stock loads the part.
         folder: Inside the checkpoint; by default the name.
         file: Inside the folder; a pickle (``.pt``, ``.pth``) may have been converted.
-        config_file: Inside the folder.
+        other_file: Taken where ``file`` is not there.
+        config_file: From the folder on.
         precision: Component whose precision holds where this one has none of its own.
         quantizes: Floating point weights may fill FP8 parameters while they are read.
         unchecked: Prefixes of tensor names that may be there and are not looked at.
@@ -75,6 +77,7 @@ class Component(Generic[C]):
     build: str = ""
     folder: str | None = None
     file: str = WEIGHTS
+    other_file: str | None = None
     config_file: str = "config.json"
     precision: str = "transformer"
     quantizes: bool = False
@@ -104,9 +107,11 @@ class StoredComponent(Generic[C]):
     @property
     def file(self) -> Path:
         """Its weights; for a pickle the converted file where there is one."""
-        file = self.folder / self.component.file
-        converted = file.with_suffix(".safetensors")
-        return converted if self.is_pickle and converted.is_file() else file
+        file, other = self.folder / self.component.file, self.component.other_file
+        choices = [file.with_suffix(".safetensors"), file] if self.is_pickle else [file]
+        if other is not None:
+            choices.append(self.folder / other)
+        return next(filter(_is_there, choices), file)
 
     @property
     def is_pickle(self) -> bool:
@@ -115,7 +120,9 @@ class StoredComponent(Generic[C]):
 
     @property
     def where(self) -> str:
-        """Its folder, for messages."""
+        """Its folder, for messages; its file where that is at the top."""
+        if self.component.folder == "":
+            return self.file.name
         return f"{self.folder.name}/"
 
     @cached_property
@@ -130,7 +137,8 @@ class StoredComponent(Generic[C]):
             return None  # type: ignore[return-value]
         name = self.component.config_file
         values = read_json(self.folder / name)
-        return self.component.config.from_dict(values, f"{self.where}{name}")  # type: ignore[return-value]
+        where = normpath(f"{self.where}{name}")
+        return self.component.config.from_dict(values, where)  # type: ignore[return-value]
 
     @cached_property
     def stored(self) -> Stored:
@@ -183,6 +191,11 @@ class StoredComponent(Generic[C]):
             where=self.where,
             unchecked=self.component.unchecked,
         )
+
+
+def _is_there(file: Path) -> bool:
+    """Whether a safetensors file or its shards are."""
+    return file.is_file() or file.with_name(f"{file.name}.index.json").is_file()
 
 
 def found_by(check: Callable[[], list[str]]) -> list[str]:

@@ -69,32 +69,36 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def write_component(
     root: Path,
     component: Component[Any],
-    values: Mapping[str, Any],
+    values: Mapping[str, Any] | None,
     specs: Iterable[TensorSpec] | None = None,
     *,
     seed: int,
     streams: Mapping[str, float] | None = None,
     adjust: Mapping[str, Adjust] | None = None,
 ) -> None:
-    """Write the config file and random tensors of a component.
+    """Write config and random weights of a component, as a pickle where released so.
 
     Args:
-        root: The checkpoint.
+        root: The folder that holds the component's.
         component: Its row.
-        values: Of the config file.
-        specs: In place of the row's own, which need a config that is read back.
-        seed: See ``random_tensors``, as for the two others.
-        streams: By default one of the component's name.
-        adjust: Tensors that need other values.
+        values: Of the config file; None where it is written already.
+        specs: By default the row's, for no tensors on disk.
+        seed, streams, adjust: See ``random_tensors``; by default one stream of the
+            component's name.
     """
     part = component.at(root)
-    write_json(part.folder / component.config_file, values)
+    if values is not None:
+        write_json(part.folder / component.config_file, values)
     if specs is None:
         specs = component.specs(part.config, {})
-    tensors = random_tensors(
-        specs, seed=seed, streams=streams or {component.name: 1.0}, adjust=adjust
-    )
-    write_tensors(part.folder / component.file, tensors)
+    streams = streams or {component.name: 1.0}
+    tensors = random_tensors(specs, seed=seed, streams=streams, adjust=adjust)
+    file = part.folder / component.file
+    if part.is_pickle:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(tensors, file)
+    else:
+        write_tensors(file, tensors)
 
 
 def split_into_shards(file: Path, most_bytes: int) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from sglang_ext_gen.models.lance.layout import LanceFiles, find_files
 from torch import Tensor
 
 from conftest import Golden
 from sglang_ext_gen.models.lance import loaders, packing, visual_input
 from sglang_ext_gen.models.lance.generation import LanceConditioning
-from sglang_ext_gen.models.lance.layout import LanceFiles, find_files
 from sglang_ext_gen.models.lance.mot import LanceTransformer
 from sglang_ext_gen.models.lance.packing import PackedRequest, PromptTokens
 from sglang_ext_gen.models.lance.schedule import Guidance, make_times

@@ -64,6 +64,7 @@ def test_latents_between_the_markers_use_the_generation_weights(lance):
 
 def test_special_tokens_in_a_prompt_stay_text(lance):
     from sglang_ext_gen.models.lance.loaders import load_tokenizer
+
     from sglang_ext_gen.models.lance.packing import tokenize_prompt
 
     tokenizer = load_tokenizer(lance.path / "Lance_3B")

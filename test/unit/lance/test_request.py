@@ -4,9 +4,9 @@
 import shutil
 
 import pytest
+from sglang_ext_gen.models.lance.layout import find_files
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError, RequestError
-from sglang_ext_gen.models.lance.layout import find_files
 from sglang_ext_gen.models.lance.options import place_tasks
 from sglang_ext_gen.models.lance.request import (
     check_request,

@@ -10,11 +10,11 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
+from sglang_ext_gen.models.lance.loaders import load_tokenizer
 from torch import nn
 
 from sglang_ext_gen.checkpoint.layout import TensorSpec
 from sglang_ext_gen.errors import CheckpointError, RequestError
-from sglang_ext_gen.models.lance.loaders import load_tokenizer
 from sglang_ext_gen.models.lance.packing import SpecialTokens
 from sglang_ext_gen.models.lance.thinker import prompt, weights
 from sglang_ext_gen.models.lance.thinker.view import make_view, prepare_arguments

@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from sglang_ext_gen.models.lance.layout import check_checkpoint
 from torch import Tensor
 
 from sglang_ext_gen.__main__ import main
 from sglang_ext_gen.checkpoint.pickles import read_pickle
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance import generation, vae, visual_input
-from sglang_ext_gen.models.lance.layout import check_checkpoint
 
 CPU = torch.device("cpu")
 ATOL = 2e-5  # in-tree class against the vendor's: 7e-6 measured

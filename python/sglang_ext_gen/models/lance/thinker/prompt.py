@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.lance.packing import (
     Grid,
+    Segment,
     SpecialTokens,
-    Split,
     pack_around,
 )
 from sglang_ext_gen.models.lance.tasks import TASKS
@@ -111,15 +111,15 @@ def wrap_question(question: str, medium: str) -> str:
 
 @dataclass(frozen=True)
 class ExpandedPrompt:
-    """Splits of a prompt whose placeholder was given its size.
+    """Segments of a prompt whose placeholder was given its size.
 
     Args:
-        splits: Text, or text, block, text.
+        segments: Text, or text, block, text.
         offsets: First and last position of the block, markers included; None
             without a medium.
     """
 
-    splits: tuple[Split, ...]
+    segments: tuple[Segment, ...]
     offsets: tuple[int, int] | None
 
 
@@ -150,6 +150,6 @@ def expand(
     markers = token_ids[at - 1 : at + 2 : 2]
     if markers != [special.vision_start, special.vision_end]:
         raise RequestError("prompt", "the visual block has lost its markers")
-    splits = pack_around(before, grid, after, special)
+    segments = pack_around(before, grid, after, special)
     start = len(before)
-    return ExpandedPrompt(splits, (start, start + len(splits[1].token_ids) - 1))
+    return ExpandedPrompt(segments, (start, start + len(segments[1].token_ids) - 1))
