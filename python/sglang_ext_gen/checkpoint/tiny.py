@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.component import Component
 from sglang_ext_gen.checkpoint.layout import FLOAT8, TensorSpec
 from sglang_ext_gen.errors import ConfigError
 
@@ -63,6 +64,34 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), file, metadata={"format": "pt"})
+
+
+def write_component(
+    root: Path,
+    component: Component[Any],
+    values: Mapping[str, Any],
+    specs: Iterable[TensorSpec] | None = None,
+    *,
+    seed: int,
+    streams: Mapping[str, float],
+    adjust: Mapping[str, Adjust] | None = None,
+) -> None:
+    """Write a component's config file and random weights.
+
+    Args:
+        root: Of the checkpoint.
+        component: Says where both go and which tensors there are.
+        values: Of the config file.
+        specs: The tensors, where they do not follow from the config alone.
+        seed: As in ``random_tensors``, like the two that follow.
+        streams: Names and weights of the random streams.
+        adjust: Tensors that need other values.
+    """
+    part = component.at(root)
+    write_json(part.folder / component.config_file, values)
+    specs = component.specs(part.config, {}) if specs is None else specs
+    tensors = random_tensors(specs, seed=seed, streams=streams, adjust=adjust)
+    write_tensors(part.file, tensors)
 
 
 def split_into_shards(file: Path, most_bytes: int) -> None:

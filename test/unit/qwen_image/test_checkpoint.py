@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 
 from qwen_image_runtime import copy_checkpoint, decibels, load_pipeline
-from sglang_ext_gen.checkpoint.layout import read_json, read_tensors
-from sglang_ext_gen.models.qwen_image.layout import (
+from sglang_ext_gen.models.qwen_image.checkpoint import (
+    COMPONENTS,
     check_checkpoint,
     recognises,
     recognises_edit,
     takes_one_reference,
-    transformer_specs,
 )
-from sglang_ext_gen.models.qwen_image.tensors import text_encoder_specs, vae_specs
 from sglang_ext_gen.models.qwen_image.tiny import write_tiny, write_tiny_edit
 from sglang_ext_gen.registry import family_of
 
@@ -90,16 +88,10 @@ def test_stock_answers_for_a_disabled_family(
 @pytest.mark.parametrize("kind", ["t2i", "edit"])
 def test_specs_are_the_released_names(kind, request) -> None:
     path = request.getfixturevalue(f"{kind}_checkpoint")
-    files = {
-        "transformer": ("diffusion_pytorch_model.safetensors", transformer_specs),
-        "vae": ("diffusion_pytorch_model.safetensors", vae_specs),
-        "text_encoder": ("model.safetensors", text_encoder_specs),
-    }
-    for component, (file, specs) in files.items():
-        config = read_json(path / component / "config.json")
-        stored = read_tensors(path / component / file)
-        expected = {spec.name: spec.shape for spec in specs(config)}
-        assert {name: t.shape for name, t in stored.items()} == expected
+    for component in COMPONENTS:
+        part = component.at(path)
+        expected = {spec.name: spec.shape for spec in part.specs}
+        assert {name: t.shape for name, t in part.stored.items()} == expected
     assert check_checkpoint(path) == []
 
 
