@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from qwen_image_runtime import copy_checkpoint, decibels, load_pipeline
+from sglang_ext_gen.checkpoint.layout import read_json
+from sglang_ext_gen.checkpoint.tiny import write_json
 from sglang_ext_gen.models.qwen_image.checkpoint import (
     COMPONENTS,
     check_checkpoint,
@@ -105,6 +109,64 @@ def test_damage_is_named(edit_checkpoint, tmp_path) -> None:
     )
     problems = "\n".join(check_checkpoint(path))
     for word in ("processor/", "vae", "transformer_blocks.1"):
+        assert word in problems
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("transformer/config", {"another_word": 1}),
+        ("transformer/config", {"out_channels": 16}),
+        ("text_encoder/config", {"another_word": 1}),
+        ("vae/config", {"another_word": 1}),
+    ],
+)
+def test_words_that_decide_no_tensor_are_stocks(
+    t2i_checkpoint, tmp_path, file, change
+) -> None:
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "x", **{file: change})
+    assert check_checkpoint(path) == []
+
+
+def test_older_configs(t2i_checkpoint, tmp_path) -> None:
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "x")
+    encoder = read_json(path / "text_encoder" / "config.json")
+    vision = encoder["vision_config"]
+    vision["in_chans"] = vision.pop("in_channels")
+    encoder |= encoder.pop("text_config")
+    vae = read_json(path / "vae" / "config.json")
+    del vae["input_channels"]
+    write_json(path / "text_encoder" / "config.json", encoder)
+    write_json(path / "vae" / "config.json", vae)
+    assert check_checkpoint(path) == []
+
+
+def test_a_quantised_text_encoder_is_stocks(t2i_checkpoint, tmp_path) -> None:
+    changes = {"text_encoder/config": {"vocab_size": 1, "quantization_config": {}}}
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "x", **changes)
+    file = path / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "lm_head.weight.scales": torch.ones(1)}, file)
+    assert check_checkpoint(path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("transformer/config", {"num_layers": 0}, ["num_layers is 0", "positive"]),
+        ("transformer/config", {"_class_name": "X"}, ["_class_name", "'X'"]),
+        ("text_encoder/config", {"text_config": {}}, ["hidden_size", "missing"]),
+        ("text_encoder/config", {"vision_config": 1}, ["vision_config is 1"]),
+        ("vae/config", {"z_dim": "16"}, ["z_dim is '16'"]),
+        ("vae/config", {"temperal_downsample": [1]}, ["temperal_downsample", "true"]),
+        ("vae/config", {"temperal_downsample": [True]}, ["dim_mult"]),
+        ("vae/config", {"base_dim": 9}, ["encoder.conv_in.weight", "shape"]),
+    ],
+)
+def test_a_wrong_config_is_named(t2i_checkpoint, tmp_path, file, change, words) -> None:
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "x", **{file: change})
+    problems = "\n".join(check_checkpoint(path))
+    for word in (file.partition("/")[0], *words):
         assert word in problems
 
 
