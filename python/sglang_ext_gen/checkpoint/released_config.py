@@ -136,6 +136,10 @@ def _is_counts(value: Any) -> bool:
     return type(value) is tuple and bool(value) and all(map(_is_count, value))
 
 
+def _is_switches(value: Any) -> bool:
+    return type(value) is tuple and all(type(item) is bool for item in value)
+
+
 # Declared type -> what a JSON value must be. (bool is an int to isinstance.)
 _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda value: type(value) is bool, "true or false"),
@@ -148,6 +152,7 @@ _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
         lambda value: type(value) is tuple and all(map(_is_index, value)),
         "a list of integers of at least 0",
     ),
+    tuple[bool, ...]: (_is_switches, "a list of true and false"),
     tuple[int, int, int]: (
         lambda value: _is_counts(value) and len(value) == 3,
         "a list of three positive integers",

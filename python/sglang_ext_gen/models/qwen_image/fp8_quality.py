@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sglang_ext_gen.checkpoint.fp8_quality import quality_of_file
-from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE
+from sglang_ext_gen.models.qwen_image.checkpoint import TRANSFORMER
 
 # Outside stock's linears, or too small to matter: they stay as released.
 _PLAIN = ("time_text_embed.", "norm_out.")
@@ -28,4 +28,4 @@ def fp8_quality(path: Path) -> Iterator[tuple[str, float]]:
     Raises:
         CheckpointError: The transformer's files cannot be read.
     """
-    return quality_of_file(path / "transformer" / WEIGHTS_FILE, is_quantized_weight)
+    return quality_of_file(TRANSFORMER.at(path).file, is_quantized_weight)

@@ -147,7 +147,7 @@ class QwenImageDenoisingStage(DenoisingStage):
             started = time.perf_counter()
             joined = join_requests(group)
             self(joined, server_args)
-            split_requests(joined, group)
+            scatter_requests(joined, group)
             for batch in group[1:]:
                 batch.metrics.record_stage(
                     self._active_profile_stage_name(), time.perf_counter() - started
@@ -157,14 +157,11 @@ class QwenImageDenoisingStage(DenoisingStage):
 
 def _batch_key(batch: Request) -> Hashable:
     """Requests with the same key can share a batch."""
-    params = batch.sampling_params
     return (
-        (batch.height, batch.width),
+        batch.sampling_params.batch_key(),
         tuple(batch.vae_image_sizes or ()),
-        tuple(batch.timesteps.tolist()),
         batch.do_classifier_free_guidance,
-        params.true_cfg_scale,
-        params.quality,
+        batch.quality,
         batch.return_trajectory_latents,
         batch.is_warmup,
     )
@@ -197,8 +194,8 @@ def join_requests(batches: list[Request]) -> Request:
     return joined
 
 
-def split_requests(joined: Request, batches: list[Request]) -> None:
-    """Hand the rows of ``joined`` back to the requests it was made of."""
+def scatter_requests(joined: Request, batches: list[Request]) -> None:
+    """Give the requests that ``joined`` was made of their rows of it."""
     start = 0
     for batch in batches:
         end = start + batch.latents.shape[0]

@@ -6,17 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from qwen_image_runtime import copy_checkpoint, decibels, load_pipeline
-from sglang_ext_gen.checkpoint.layout import read_json, read_tensors
-from sglang_ext_gen.models.qwen_image.layout import (
+from sglang_ext_gen.checkpoint.layout import read_json
+from sglang_ext_gen.checkpoint.tiny import write_json
+from sglang_ext_gen.models.qwen_image.checkpoint import (
+    COMPONENTS,
     check_checkpoint,
     recognises,
     recognises_edit,
     takes_one_reference,
-    transformer_specs,
 )
-from sglang_ext_gen.models.qwen_image.tensors import text_encoder_specs, vae_specs
 from sglang_ext_gen.models.qwen_image.tiny import write_tiny, write_tiny_edit
 from sglang_ext_gen.registry import family_of
 
@@ -90,16 +92,10 @@ def test_stock_answers_for_a_disabled_family(
 @pytest.mark.parametrize("kind", ["t2i", "edit"])
 def test_specs_are_the_released_names(kind, request) -> None:
     path = request.getfixturevalue(f"{kind}_checkpoint")
-    files = {
-        "transformer": ("diffusion_pytorch_model.safetensors", transformer_specs),
-        "vae": ("diffusion_pytorch_model.safetensors", vae_specs),
-        "text_encoder": ("model.safetensors", text_encoder_specs),
-    }
-    for component, (file, specs) in files.items():
-        config = read_json(path / component / "config.json")
-        stored = read_tensors(path / component / file)
-        expected = {spec.name: spec.shape for spec in specs(config)}
-        assert {name: t.shape for name, t in stored.items()} == expected
+    for component in COMPONENTS:
+        part = component.at(path)
+        expected = {spec.name: spec.shape for spec in part.specs}
+        assert {name: t.shape for name, t in part.stored.items()} == expected
     assert check_checkpoint(path) == []
 
 
@@ -113,6 +109,64 @@ def test_damage_is_named(edit_checkpoint, tmp_path) -> None:
     )
     problems = "\n".join(check_checkpoint(path))
     for word in ("processor/", "vae", "transformer_blocks.1"):
+        assert word in problems
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("transformer/config", {"another_word": 1}),
+        ("transformer/config", {"out_channels": 16}),
+        ("text_encoder/config", {"another_word": 1}),
+        ("vae/config", {"another_word": 1}),
+    ],
+)
+def test_words_that_decide_no_tensor_are_stocks(
+    t2i_checkpoint, tmp_path, file, change
+) -> None:
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "x", **{file: change})
+    assert check_checkpoint(path) == []
+
+
+def test_older_configs(t2i_checkpoint, tmp_path) -> None:
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "x")
+    encoder = read_json(path / "text_encoder" / "config.json")
+    vision = encoder["vision_config"]
+    vision["in_chans"] = vision.pop("in_channels")
+    encoder |= encoder.pop("text_config")
+    vae = read_json(path / "vae" / "config.json")
+    del vae["input_channels"]
+    write_json(path / "text_encoder" / "config.json", encoder)
+    write_json(path / "vae" / "config.json", vae)
+    assert check_checkpoint(path) == []
+
+
+def test_a_quantised_text_encoder_is_stocks(t2i_checkpoint, tmp_path) -> None:
+    changes = {"text_encoder/config": {"vocab_size": 1, "quantization_config": {}}}
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "x", **changes)
+    file = path / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "lm_head.weight.scales": torch.ones(1)}, file)
+    assert check_checkpoint(path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("transformer/config", {"num_layers": 0}, ["num_layers is 0", "positive"]),
+        ("transformer/config", {"_class_name": "X"}, ["_class_name", "'X'"]),
+        ("text_encoder/config", {"text_config": {}}, ["hidden_size", "missing"]),
+        ("text_encoder/config", {"vision_config": 1}, ["vision_config is 1"]),
+        ("vae/config", {"z_dim": "16"}, ["z_dim is '16'"]),
+        ("vae/config", {"temperal_downsample": [1]}, ["temperal_downsample", "true"]),
+        ("vae/config", {"temperal_downsample": [True]}, ["dim_mult"]),
+        ("vae/config", {"base_dim": 9}, ["encoder.conv_in.weight", "shape"]),
+    ],
+)
+def test_a_wrong_config_is_named(t2i_checkpoint, tmp_path, file, change, words) -> None:
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "x", **{file: change})
+    problems = "\n".join(check_checkpoint(path))
+    for word in (file.partition("/")[0], *words):
         assert word in problems
 
 
