@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
+from sglang_ext_gen.models.ming_omni.layout import MingFiles
 from torch import Tensor
 
 from conftest import Golden
@@ -15,7 +16,6 @@ from images import decibels
 from ming_drawing import golden_png, golden_request
 from sglang_ext_gen.errors import ThinkerError
 from sglang_ext_gen.models.ming_omni import byt5, loaders, stages
-from sglang_ext_gen.models.ming_omni.layout import MingFiles
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
 
 FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
@@ -54,17 +54,17 @@ class Studio:
         tokenizer = byt5.load_glyph_tokenizer(files.byt5, files.glyphs)
         self.server_args = server_args
         self.thinker = thinker
-        self.condition = stages.MingConditioningStage(
+        self.condition = stages.MingOmniConditioningStage(
             loaders.load_condition_encoder(files, **FLOAT32),
             (glyphs, tokenizer),
             vae,
             files.vae,
             thinker,  # type: ignore[arg-type]
         )
-        self.denoise = stages.MingDenoisingStage(
+        self.denoise = stages.MingOmniDenoisingStage(
             loaders.load_transformer(files, **FLOAT32), files.scheduler
         )
-        self.decode = stages.MingDecodingStage(vae, files.vae)
+        self.decode = stages.MingOmniDecodingStage(vae, files.vae)
 
     def request(self, **fields: Any) -> Any:
         return Req(

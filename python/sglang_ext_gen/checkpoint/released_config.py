@@ -8,12 +8,14 @@ heavy is imported, so that ``doctor`` can check a checkpoint quickly.
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, NewType, TypeVar
 
 from sglang_ext_gen.errors import ConfigError
 
 C = TypeVar("C")
+# A number that counts from 0, where ``int`` stands for a size.
+Index = NewType("Index", int)
 
 
 def read_fields(
@@ -22,7 +24,8 @@ def read_fields(
     """A config dataclass from the keys of the same names.
 
     Args:
-        cls: A dataclass whose fields have types of ``_KINDS``.
+        cls: A dataclass whose fields have types of ``_KINDS``, or are dataclasses
+            with a ``from_dict`` for the section of that name.
         values: The parsed file; nothing may be left out.
         where: Name of the file for messages.
         ignored: Keys that may be there and are not used.
@@ -95,6 +98,10 @@ def require_values(
 
 
 def _checked(value: Any, kind: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {value!r}, expected an object")
+        return kind.from_dict(value, where)  # type: ignore[attr-defined]
     if isinstance(value, list):
         value = tuple(value)
     is_right, expected = _KINDS[kind]
@@ -105,6 +112,10 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
+
+
+def _is_index(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _is_positive(value: Any) -> bool:
@@ -119,9 +130,14 @@ def _is_counts(value: Any) -> bool:
 _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda value: type(value) is bool, "true or false"),
     int: (_is_count, "a positive integer"),
+    Index: (_is_index, "an integer of at least 0"),
     float: (_is_positive, "a positive number"),
     str: (lambda value: type(value) is str, "a string"),
     tuple[int, ...]: (_is_counts, "a list of positive integers"),
+    tuple[Index, ...]: (
+        lambda value: type(value) is tuple and all(map(_is_index, value)),
+        "a list of integers of at least 0",
+    ),
     tuple[int, int, int]: (
         lambda value: _is_counts(value) and len(value) == 3,
         "a list of three positive integers",

@@ -25,10 +25,12 @@ class FamilyPipeline(ComposedPipelineBase):
         components: Rows that our loaders load, all that the family may need.
         stock_components: Components that stock's loaders load, each with its library
             and class as in a ``model_index.json``.
+        has_index: Whether the release has a ``model_index.json``.
     """
 
     components: ClassVar[tuple[Component[Any], ...]]
     stock_components: ClassVar[dict[str, tuple[str, str]]] = {}
+    has_index: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -53,13 +55,19 @@ class FamilyPipeline(ComposedPipelineBase):
             CheckpointError: Names the problems.
         """
 
+    def before_loading(self, folder: Path, server_args: ServerArgs) -> None:
+        """What else has to happen between the check and the loading; nothing here."""
+
     def load_modules(
         self, server_args: ServerArgs, loaded_modules: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Load what this process needs, after the whole checkpoint was checked."""
-        folder = checkpoint_folder(self.model_path, server_args.revision)
+        folder = checkpoint_folder(
+            self.model_path, server_args.revision, has_index=self.has_index
+        )
         self.model_path = str(folder)
         self.check_checkpoint(folder, server_args)
+        self.before_loading(folder, server_args)
         unneeded = self.unneeded_components(folder, server_args)
         self._required_config_modules = [
             name for name in self._required_config_modules if name not in unneeded

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sglang_ext_gen.models.ming_omni.layout import MingFiles, check_checkpoint
 
 from conftest import Golden
 from sglang_ext_gen.checkpoint.pickles import (
@@ -21,7 +22,6 @@ from sglang_ext_gen.cli.doctor import examine_model
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.models.ming_omni import layout, tiny
 from sglang_ext_gen.models.ming_omni.byt5 import special_tokens
-from sglang_ext_gen.models.ming_omni.layout import MingFiles, check_checkpoint
 from sglang_ext_gen.models.ming_omni.tensors import (
     glyph_encoder_specs,
     glyph_mapper_specs,
