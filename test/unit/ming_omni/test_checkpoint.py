@@ -11,17 +11,20 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sglang_ext_gen.models.ming_omni.thinker.layout import (
-    DEFAULT_SCALES,
-    check_checkpoint,
-    query_scales,
-    recognises,
-    thinker_specs,
-)
 from torch import nn
 
 from sglang_ext_gen.checkpoint.layout import TensorSpec, read_json
 from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.models.ming_omni.config import DEFAULT_SCALES
+from sglang_ext_gen.models.ming_omni.thinker.checkpoint import (
+    check_checkpoint,
+    query_scales,
+    recognises,
+)
+from sglang_ext_gen.models.ming_omni.thinker.released_config import (
+    ReleasedThinkerConfig,
+)
+from sglang_ext_gen.models.ming_omni.thinker.tensors import thinker_specs
 from sglang_ext_gen.models.ming_omni.thinker.tiny import write_tiny
 from sglang_ext_gen.models.ming_omni.thinker.weights import (
     Target,
@@ -59,7 +62,8 @@ def test_the_released_sizes_give_the_released_shapes(ming_golden):
         "intermediate_size": 9216,
     }
     del config["llm_config"]["head_dim"]
-    shapes = {spec.name: spec.shape for spec in thinker_specs(config)}
+    released = ReleasedThinkerConfig.from_dict(config, "config.json")
+    shapes = {spec.name: spec.shape for spec in thinker_specs(released, {})}
     assert shapes[f"{LAYER}.attention.query_key_value.weight"] == (5120, 4096)
     assert shapes[f"{LAYER}.attention.q_norm.weight"] == (128,)
     assert shapes[f"{LAYER}.mlp.experts.255.down_proj.weight"] == (4096, 1024)

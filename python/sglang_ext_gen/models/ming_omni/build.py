@@ -14,7 +14,6 @@ from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.models.ming_omni.byt5 import GlyphEncoder
 from sglang_ext_gen.models.ming_omni.checkpoint import (
     GLYPH_ENCODER,
-    bridge_widths,
     has_glyphs,
 )
 from sglang_ext_gen.models.ming_omni.config import (
@@ -23,6 +22,7 @@ from sglang_ext_gen.models.ming_omni.config import (
 )
 from sglang_ext_gen.models.ming_omni.connector import ConditionEncoder
 from sglang_ext_gen.models.ming_omni.dit import ZImageTransformer
+from sglang_ext_gen.models.ming_omni.tensors import bridge_widths
 
 
 def condition_encoder(

@@ -11,19 +11,15 @@ what is in them is checked when they are loaded, and ``byt5_model/base.pt`` is n
 opened.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from sglang_ext_gen.checkpoint.component import (
     Component,
-    Stored,
     check_components,
     found_by,
     problem_of,
     read_or_empty,
 )
-from sglang_ext_gen.checkpoint.layout import TensorSpec
-from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ming_omni.config import (
     GLYPH_FILE,
     AutoencoderConfig,
@@ -35,6 +31,7 @@ from sglang_ext_gen.models.ming_omni.config import (
 )
 from sglang_ext_gen.models.ming_omni.tensors import (
     bridge_specs,
+    bridge_widths,
     connector_specs,
     glyph_encoder_specs,
     glyph_mapper_specs,
@@ -53,34 +50,17 @@ from sglang_ext_gen.models.ming_omni.weights import (
 _BUILD = "sglang_ext_gen.models.ming_omni.build"
 
 
-def bridge_widths(stored: Stored) -> tuple[int, int]:
-    """Widths of connector and thinker, which the projection between them states.
-
-    Raises:
-        CheckpointError: It is missing.
-    """
-    projection = stored.get("proj_in.weight")
-    if projection is None or len(projection.shape) != 2:
-        raise CheckpointError("mlp/: proj_in.weight is missing or no matrix")
-    connector, thinker = projection.shape
-    return connector, thinker
-
-
-def _bridge_specs(config: BridgeConfig, stored: Stored) -> Iterator[TensorSpec]:
-    return bridge_specs(config, *bridge_widths(stored))
-
-
 # The parts of the condition encoder, a module of two files.
 CONNECTOR = Component(
     "connector",
-    lambda config, stored: connector_specs(config),
+    connector_specs,
     CONNECTOR_RULES,
     ConnectorConfig,
     file="model.safetensors",
     unchecked=("lm_head.",),
 )
 BRIDGE = Component(
-    "mlp", _bridge_specs, BRIDGE_RULES, BridgeConfig, file="model.safetensors"
+    "mlp", bridge_specs, BRIDGE_RULES, BridgeConfig, file="model.safetensors"
 )
 CONDITION_ENCODER = Component(
     "text_encoder",
@@ -92,7 +72,7 @@ CONDITION_ENCODER = Component(
 # The parts of the glyph encoder; their config is spread over the files of its folder.
 BYT5 = Component(
     "byt5_model",
-    lambda config, stored: glyph_encoder_specs(config),
+    glyph_encoder_specs,
     GLYPH_ENCODER_RULES,
     read_config=GlyphConfig.read,
     folder="",
@@ -101,7 +81,7 @@ BYT5 = Component(
 )
 GLYPH_MAPPER = Component(
     "byt5_mapper",
-    lambda config, stored: glyph_mapper_specs(config),
+    glyph_mapper_specs,
     GLYPH_MAPPER_RULES,
     read_config=GlyphConfig.read,
     folder="",
@@ -117,14 +97,14 @@ GLYPH_ENCODER = Component(
 )
 TRANSFORMER = Component(
     "transformer",
-    lambda config, stored: transformer_specs(config),
+    transformer_specs,
     TRANSFORMER_RULES,
     TransformerConfig,
     build=f"{_BUILD}:transformer",
 )
 VAE = Component(
     "vae",
-    lambda config, stored: vae_specs(config),
+    vae_specs,
     VAE_RULES,
     AutoencoderConfig,
     build=f"{_BUILD}:vae",

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from sglang_ext_gen.checkpoint.autoencoder_layout import autoencoder_kl_specs
+from sglang_ext_gen.checkpoint.component import Stored
 from sglang_ext_gen.checkpoint.layout import TensorSpec
+from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ming_omni.config import (
     PATCH,
     TIME_FREQUENCIES,
@@ -24,7 +26,7 @@ from sglang_ext_gen.models.ming_omni.config import (
 )
 
 
-def connector_specs(config: ConnectorConfig) -> Iterator[TensorSpec]:
+def connector_specs(config: ConnectorConfig, stored: Stored) -> Iterator[TensorSpec]:
     """``connector/``: a Qwen2 model; its language head may be there or not."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
@@ -43,7 +45,25 @@ def connector_specs(config: ConnectorConfig) -> Iterator[TensorSpec]:
     yield TensorSpec("model.norm.weight", (hidden,))
 
 
-def bridge_specs(
+def bridge_specs(config: BridgeConfig, stored: Stored) -> Iterator[TensorSpec]:
+    """``mlp/``, whose two outer widths only the tensors on disk state."""
+    return bridge_tensors(config, *bridge_widths(stored))
+
+
+def bridge_widths(stored: Stored) -> tuple[int, int]:
+    """Widths of connector and thinker, by the projection between them.
+
+    Raises:
+        CheckpointError: It is missing.
+    """
+    projection = stored.get("proj_in.weight")
+    if projection is None or len(projection.shape) != 2:
+        raise CheckpointError("mlp/: proj_in.weight is missing or no matrix")
+    connector, thinker = projection.shape
+    return connector, thinker
+
+
+def bridge_tensors(
     config: BridgeConfig, connector_width: int, thinker_width: int
 ) -> Iterator[TensorSpec]:
     """``mlp/``: projections, and the query tokens that the thinker uses."""
@@ -63,7 +83,9 @@ def query_token_name(side: int) -> str:
     return f"query_tokens_dict.{side}x{side}"
 
 
-def transformer_specs(config: TransformerConfig) -> Iterator[TensorSpec]:
+def transformer_specs(
+    config: TransformerConfig, stored: Stored
+) -> Iterator[TensorSpec]:
     """``transformer/``: diffusers' names."""
     dim, patch = config.dim, config.in_channels * PATCH * PATCH
     key, modulation = f"{PATCH}-1", config.modulation_width
@@ -102,13 +124,13 @@ def _block(
         )
 
 
-def vae_specs(config: AutoencoderConfig) -> Iterator[TensorSpec]:
+def vae_specs(config: AutoencoderConfig, stored: Stored) -> Iterator[TensorSpec]:
     """``vae/``: diffusers' names, without convolutions around the latents."""
     absent = {"use_quant_conv": False, "use_post_quant_conv": False}
     return autoencoder_kl_specs({**asdict(config), **absent})
 
 
-def glyph_encoder_specs(config: GlyphConfig) -> Iterator[TensorSpec]:
+def glyph_encoder_specs(config: GlyphConfig, stored: Stored) -> Iterator[TensorSpec]:
     """``byt5_model.pt``: a T5 encoder with the extended vocabulary."""
     hidden = config.t5.d_model
     yield TensorSpec("embed_tokens.weight", (config.vocab_size, hidden))
@@ -117,7 +139,7 @@ def glyph_encoder_specs(config: GlyphConfig) -> Iterator[TensorSpec]:
     yield TensorSpec("final_layer_norm.weight", (hidden,))
 
 
-def glyph_mapper_specs(config: GlyphConfig) -> Iterator[TensorSpec]:
+def glyph_mapper_specs(config: GlyphConfig, stored: Stored) -> Iterator[TensorSpec]:
     """``byt5_mapper.pt``."""
     for i in range(config.mapper_layers):
         yield from _t5_block(f"blocks.{i}", config.t5, has_bias=i == 0)

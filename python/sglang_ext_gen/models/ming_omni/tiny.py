@@ -27,7 +27,7 @@ from sglang_ext_gen.models.ming_omni.checkpoint import (
     VAE,
 )
 from sglang_ext_gen.models.ming_omni.config import GLYPH_FILE
-from sglang_ext_gen.models.ming_omni.tensors import bridge_specs
+from sglang_ext_gen.models.ming_omni.tensors import bridge_tensors
 from sglang_ext_gen.models.ming_omni.thinker import tiny as thinker
 from sglang_ext_gen.models.ming_omni.thinker.checkpoint import THINKER
 
@@ -128,7 +128,7 @@ def _write_bridge(folder: Path, dimensions: Dimensions, drawn: dict[str, Any]) -
         "text_encoder_norm": True,
     }
     write_json(bridge.folder / BRIDGE.config_file, values)
-    specs = bridge_specs(
+    specs = bridge_tensors(
         bridge.config,
         dimensions.connector_hidden_size,
         THINKER.at(folder).config.llm_config.hidden_size,

@@ -23,7 +23,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # SGLang reads the shards; ``weights.py`` says where each tensor goes.
 THINKER = Component(
     "thinker",
-    lambda config, stored: thinker_specs(config),
+    thinker_specs,
     config=ReleasedThinkerConfig,
     folder="",
     file=WEIGHTS_FILE,

@@ -159,7 +159,7 @@ class BailingMM2NativeForConditionalGeneration(StockThinker):
         Raises:
             CheckpointError: The checkpoint is not a complete thinker.
         """
-        specs = thinker_specs(THINKER.at(self.folder).config)
+        specs = thinker_specs(THINKER.at(self.folder).config, {})
         filled = load_thinker(self, weights, specs)
         scales = list(load_query_tokens(dict(self.query_tokens), self.folder))
         logger.info(

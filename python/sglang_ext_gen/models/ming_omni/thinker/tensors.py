@@ -8,6 +8,7 @@ Independent of ``weights.py`` and of our modules. The learnable query tokens are
 
 from collections.abc import Iterator
 
+from sglang_ext_gen.checkpoint.component import Stored
 from sglang_ext_gen.checkpoint.layout import TensorSpec
 from sglang_ext_gen.models.ming_omni.thinker.released_config import (
     AudioTowerConfig,
@@ -17,7 +18,9 @@ from sglang_ext_gen.models.ming_omni.thinker.released_config import (
 )
 
 
-def thinker_specs(config: ReleasedThinkerConfig) -> Iterator[TensorSpec]:
+def thinker_specs(
+    config: ReleasedThinkerConfig, stored: Stored
+) -> Iterator[TensorSpec]:
     """Every tensor of the root shards."""
     yield from _decoder(config.llm_config)
     yield from _vision(config.vision_config)

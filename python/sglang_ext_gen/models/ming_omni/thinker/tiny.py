@@ -83,7 +83,7 @@ def write_checkpoint(
         write_json(folder / "config.json", config)
         write_json(folder / "mlp" / "config.json", {"img_gen_scales": list(SCALES)})
         released = THINKER.at(folder).config
-        specs = list(thinker_specs(released))
+        specs = list(thinker_specs(released, {}))
         if shards == 1:
             _write_random(folder / WEIGHTS_FILE, specs, seed)
         else:
