@@ -28,7 +28,7 @@ from server.ming import (
     query_error,
     thinker_server,
 )
-from sglang_ext_gen.models.ming_omni.thinker.layout import TOKENIZER_FILES
+from sglang_ext_gen.models.ming_omni.thinker.checkpoint import TOKENIZER_FILES
 
 pytestmark = pytest.mark.slow
 

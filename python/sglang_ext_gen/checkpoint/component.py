@@ -57,6 +57,7 @@ class Component(Generic[C]):
         rules: Where each tensor goes; a function of the names on disk where layouts
             differ. Empty where stock SGLang loads the part.
         config: Dataclass of the config file; None where there is none.
+        read_config: From the folder to the config where several files hold it.
         build: ``"module:function"`` from (``StoredComponent``, dtype, load options) to
             an unfilled module on the meta device; empty where stock loads the part.
         folder: Inside the checkpoint; by default the name.
@@ -74,6 +75,7 @@ class Component(Generic[C]):
     specs: Callable[[C, Stored], Iterable[TensorSpec]] = lambda config, stored: ()
     rules: tuple[Rule, ...] | Callable[[Stored], tuple[Rule, ...]] = ()
     config: type[ReleasedConfig] | None = None
+    read_config: Callable[[Path], C] | None = None
     build: str = ""
     folder: str | None = None
     file: str = WEIGHTS
@@ -133,6 +135,8 @@ class StoredComponent(Generic[C]):
             CheckpointError: It is missing or no JSON object.
             ConfigError: A key is unknown, missing or of the wrong kind.
         """
+        if self.component.read_config is not None:
+            return self.component.read_config(self.folder)
         if self.component.config is None:
             return None  # type: ignore[return-value]
         name = self.component.config_file

@@ -115,7 +115,7 @@ def unscaled(latents: Tensor, image: Image.Image) -> Tensor:
 
 
 def pixels_from_zero(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, vae = studio.condition.vae_config, studio.decode.vae
+    config, vae = studio.condition.vae_config, studio.decode.modules["vae"]
 
     def to_latents(image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None]
@@ -127,14 +127,13 @@ def pixels_from_zero(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pad_tokens_of_zero(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    transformer = studio.denoise.transformer
+    transformer: Any = studio.denoise.modules["transformer"]
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
         monkeypatch.setattr(token, "data", torch.zeros_like(token))
 
 
 def unmasked_glyphs(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert studio.condition.glyphs is not None
-    module, _ = studio.condition.glyphs
+    module: Any = studio.condition.modules["glyph_encoder"]
 
     def forward(ids: Tensor, mask: Tensor) -> Tensor:
         rows = module.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -145,6 +144,10 @@ def unmasked_glyphs(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def condition(studio: Studio) -> Any:
     return studio.condition
+
+
+def connector_of(studio: Studio) -> Any:
+    return studio.condition.modules["text_encoder"].connector
 
 
 def unchanged(rows: Tensor) -> Tensor:
@@ -163,11 +166,9 @@ MISTAKES: dict[str, Make] = {
     ),
     # A module cannot be replaced for a while, its forward can.
     "connector_without_final_norm": patched(
-        lambda studio: studio.condition.encoder.connector.norm, "forward", unchanged
+        lambda studio: connector_of(studio).norm, "forward", unchanged
     ),
-    "connector_skipped": patched(
-        lambda studio: studio.condition.encoder.connector, "forward", unchanged
-    ),
+    "connector_skipped": patched(connector_of, "forward", unchanged),
     "byt5_padding_trimmed": wrapped(condition, "_glyph_rows", trimmed),
     "byt5_dropped": wrapped(condition, "_glyph_rows", lambda rows, batch: None),
     "byt5_padding_not_zeroed": unmasked_glyphs,

@@ -8,13 +8,14 @@ which for ``mlp/config.json`` is never the released value. Imports nothing heavy
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
+from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.checkpoint.released_config import (
     read_fields,
     refuse_unknown_keys,
     require,
-    require_object,
     require_values,
 )
 from sglang_ext_gen.errors import ConfigError
@@ -25,6 +26,14 @@ TOKEN_MULTIPLE = 32
 MODULATION_WIDTH = 256
 TIME_FREQUENCIES, TIME_HIDDEN = 256, 1024
 PATCH = 2
+# Of the VAE; each but the last halves the picture, to 8 pixels a latent.
+VAE_STAGES = 4
+# Of a mlp/config.json that names none, as in the official code.
+DEFAULT_SCALES = (4, 8, 16)
+# In byt5/.
+GLYPH_FILE = "byt5.json"
+# ``cn-Kai`` has a token of its own language; any other prefix has none.
+_LANGUAGES = ("cn", "en", "jp", "kr")
 
 Values = Mapping[str, Any]
 
@@ -105,7 +114,7 @@ class BridgeConfig:
         # What the official loader takes a missing key for.
         flat = {
             "diffusion_c_input_dim": 2048,
-            "img_gen_scales": [4, 8, 16],
+            "img_gen_scales": list(DEFAULT_SCALES),
             "dit_type": "sd3",
             "use_identity_mlp": False,
             "text_encoder_norm": False,
@@ -198,10 +207,6 @@ class AutoencoderConfig:
     shift_factor: float
     mid_block_add_attention: bool
 
-    @property
-    def pixels_per_latent(self) -> int:
-        return 2 ** (len(self.block_out_channels) - 1)
-
     @classmethod
     def from_dict(cls, values: Values, where: str) -> Self:
         """Read ``vae/config.json``.
@@ -209,15 +214,21 @@ class AutoencoderConfig:
         Raises:
             ConfigError: A key is unknown or missing, or asks for what we do not have.
         """
-        blocks = len(require(values, "block_out_channels", where))
         flat = {"mid_block_add_attention": True, **values}
+        config = read_fields(cls, flat, where, _VAE_IGNORED)
+        stages = len(config.block_out_channels)
+        if stages != VAE_STAGES:
+            raise ConfigError(
+                f"{where}: block_out_channels has {stages} stages, "
+                f"expected {VAE_STAGES}"
+            )
         require_values(
-            flat,
+            values,
             {
                 "_class_name": "AutoencoderKL",
                 "act_fn": "silu",
-                "down_block_types": ["DownEncoderBlock2D"] * blocks,
-                "up_block_types": ["UpDecoderBlock2D"] * blocks,
+                "down_block_types": ["DownEncoderBlock2D"] * stages,
+                "up_block_types": ["UpDecoderBlock2D"] * stages,
                 "use_quant_conv": False,
                 "use_post_quant_conv": False,
                 "latents_mean": None,
@@ -227,7 +238,7 @@ class AutoencoderConfig:
             },
             where,
         )
-        return read_fields(cls, flat, where, _VAE_IGNORED)
+        return config
 
 
 @dataclass(frozen=True)
@@ -256,80 +267,156 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True)
-class GlyphConfig:
-    """The glyph encoder: ByT5 and its mapper, from three files.
+class GlyphVocabulary:
+    """``byt5_config`` of ``byt5.json``: files, and which tokens there are."""
 
-    Args:
-        max_length: Tokens, padding included.
-        num_mapper_layers: Blocks of the mapper.
-        width: Of the mapper's output.
-        tokenizer_folder: Inside ``byt5/``.
-        color_file, font_file: Inside ``byt5/``; None where the release's vocabulary
-            has no such tokens.
-        is_multilingual: Whether font tokens carry their language.
-        t5: Keys of the T5 configuration that matter, as Transformers names them.
-    """
-
-    max_length: int
-    num_mapper_layers: int
-    width: int
-    tokenizer_folder: str
-    color_file: str | None
-    font_file: str | None
-    is_multilingual: bool
-    t5: dict[str, Any]
+    byt5_ckpt_path: str
+    font_ann_path: str
+    color_ann_path: str
+    special_token: bool
+    color_special_token: bool
+    font_special_token: bool
+    multilingual: bool
 
     @classmethod
-    def from_dicts(cls, values: Values, where: str, t5: Values, t5_where: str) -> Self:
-        """From ``byt5.json`` and the T5 configuration that it names.
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the section; a missing flag is false.
+
+        Raises:
+            ConfigError: A key is unknown, missing or of the wrong kind.
+        """
+        return read_fields(cls, {**_NO_TOKENS, **values}, where, ("byt5_name",))
+
+    def tokens(self, folder: Path) -> tuple[str, ...]:
+        """Tokens behind ByT5's own, in order, each once.
+
+        Args:
+            folder: ``byt5/``, of which the tables of colors and fonts are read.
+
+        Raises:
+            CheckpointError: One is missing or damaged.
+        """
+        tokens: list[str] = []
+        if self.special_token and self.color_special_token:
+            colors = read_json(folder / self.color_ann_path)
+            tokens += [f"<color-{index}>" for index in range(len(colors))]
+        if self.special_token and self.font_special_token:
+            for name, index in read_json(folder / self.font_ann_path).items():
+                language = name.partition("-")[0]
+                has_language = self.multilingual and language in _LANGUAGES
+                prefix = f"{language}-" if has_language else ""
+                tokens.append(f"<{prefix}font-{index}>")
+        return tuple(dict.fromkeys(tokens))
+
+
+@dataclass(frozen=True)
+class GlyphMapperConfig:
+    """``byt5_mapper_config`` of ``byt5.json``."""
+
+    num_layers: int
+    sdxl_channels: int
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the section.
+
+        Raises:
+            ConfigError: A key is unknown, missing or of the wrong kind.
+        """
+        return read_fields(cls, values, where, ())
+
+
+@dataclass(frozen=True)
+class T5Sizes:
+    """The T5 configuration beside ByT5's tokenizer, as Transformers names it."""
+
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_heads: int
+    num_layers: int
+    vocab_size: int
+    layer_norm_epsilon: float
+    relative_attention_num_buckets: int
+    relative_attention_max_distance: int
+    feed_forward_proj: str
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the file.
 
         Raises:
             ConfigError: A key is unknown or missing, or asks for what we do not have.
         """
-        refuse_unknown_keys(values, _GLYPH_KEYS, where)
+        require_values(values, _T5_FIXED, where)
+        ignored = {*_T5_FIXED, *_T5_IGNORED}
+        return read_fields(cls, {**_T5_DEFAULTS, **values}, where, ignored)
+
+
+@dataclass(frozen=True)
+class GlyphFile:
+    """``byt5.json``: the glyph encoder's parts."""
+
+    byt5_max_length: int
+    byt5_config: GlyphVocabulary
+    byt5_mapper_config: GlyphMapperConfig
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the file.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what we do not have.
+        """
         require_values(values, {"byt5_mapper_type": "T5EncoderBlockByT5Mapper"}, where)
-        byt5 = glyph_section(values, where)
-        mapper = require_object(values, "byt5_mapper_config", where)
-        refuse_unknown_keys(mapper, ("num_layers", "sdxl_channels"), where)
-        t5 = {**_T5_DEFAULTS, **t5}
-        require_values(t5, _T5_FIXED, t5_where)
-        refuse_unknown_keys(t5, {*_T5_FIXED, *_T5_USED, *_T5_IGNORED}, t5_where)
-        has_special = byt5.get("special_token", False)
+        return read_fields(cls, values, where, ("byt5_mapper_type",))
+
+
+@dataclass(frozen=True)
+class GlyphConfig:
+    """The glyph encoder: ByT5 and its mapper, from the files in ``byt5/``.
+
+    Args:
+        max_length: Tokens, padding included.
+        width: Of the mapper's output.
+        mapper_layers: Blocks of the mapper.
+        tokenizer_folder: Inside ``byt5/``.
+        tokens: Those behind ByT5's own: colors, then fonts.
+        t5: Sizes of ByT5 and, but for its layers, of the mapper.
+    """
+
+    max_length: int
+    width: int
+    mapper_layers: int
+    tokenizer_folder: str
+    tokens: tuple[str, ...]
+    t5: T5Sizes
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: bytes, colors, fonts."""
+        return self.t5.vocab_size + len(self.tokens)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read ``byt5.json`` and the files that it names.
+
+        Raises:
+            CheckpointError: A file is missing or damaged.
+            ConfigError: A key is unknown or missing, or asks for what we do not have.
+        """
+        where = f"{folder.name}/{GLYPH_FILE}"
+        file = GlyphFile.from_dict(read_json(folder / GLYPH_FILE), where)
+        tokenizer = file.byt5_config.byt5_ckpt_path
+        t5 = Path(tokenizer) / "config.json"
         return cls(
-            max_length=_count(values, "byt5_max_length", where),
-            num_mapper_layers=_count(mapper, "num_layers", where),
-            width=_count(mapper, "sdxl_channels", where),
-            tokenizer_folder=byt5["byt5_ckpt_path"],
-            color_file=(
-                byt5["color_ann_path"]
-                if has_special and byt5.get("color_special_token")
-                else None
-            ),
-            font_file=(
-                byt5["font_ann_path"]
-                if has_special and byt5.get("font_special_token")
-                else None
-            ),
-            is_multilingual=byt5.get("multilingual", False),
-            t5={key: require(t5, key, t5_where) for key in _T5_USED},
+            max_length=file.byt5_max_length,
+            width=file.byt5_mapper_config.sdxl_channels,
+            mapper_layers=file.byt5_mapper_config.num_layers,
+            tokenizer_folder=tokenizer,
+            tokens=file.byt5_config.tokens(folder),
+            t5=T5Sizes.from_dict(read_json(folder / t5), f"{folder.name}/{t5}"),
         )
-
-
-def glyph_section(values: Values, where: str) -> Values:
-    """``byt5_config`` of ``byt5.json``, which names the other files."""
-    byt5 = require_object(values, "byt5_config", where)
-    refuse_unknown_keys(byt5, _BYT5_KEYS, f"{where}: byt5_config")
-    for key in ("byt5_ckpt_path", "font_ann_path", "color_ann_path"):
-        if not isinstance(require(byt5, key, where), str):
-            raise ConfigError(f"{where}: {key} is {byt5[key]!r}, expected a path")
-    return byt5
-
-
-def _count(values: Values, key: str, where: str) -> int:
-    value = require(values, key, where)
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{where}: {key} is {value!r}, expected a positive integer")
-    return value
 
 
 _METADATA = {
@@ -406,18 +493,12 @@ _SCHEDULER_IGNORED = {
     "max_image_seq_len": "constants of the official pipeline are used",
     "max_shift": "constants of the official pipeline are used",
 }
-_GLYPH_KEYS = (
-    *("byt5_config", "byt5_mapper_type", "byt5_mapper_config", "byt5_max_length"),
-)
-_BYT5_KEYS = (
-    *("byt5_ckpt_path", "byt5_name", "special_token", "color_special_token"),
-    *("font_special_token", "font_ann_path", "color_ann_path", "multilingual"),
-)
-_T5_USED = (
-    *("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size"),
-    *("layer_norm_epsilon", "relative_attention_num_buckets"),
-    *("relative_attention_max_distance", "feed_forward_proj"),
-)
+_NO_TOKENS = {
+    "special_token": False,
+    "color_special_token": False,
+    "font_special_token": False,
+    "multilingual": False,
+}
 # ByT5's own file, which is older than some keys, leaves these out.
 _T5_DEFAULTS = {
     "layer_norm_epsilon": 1e-6,
