@@ -8,6 +8,7 @@ shows (``couplings.py``). A new SGLang release fails here first.
 
 import argparse
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -97,8 +98,12 @@ def check_hook(hook: hooks.Hook, sources: Sources) -> Iterator[str]:
     except (AttributeError, ImportError) as error:
         yield f"{hook.target} does not exist, hooked by {hook.replacement}: {error}"
         return
-    # First comes the original, or what it returned.
-    ours = Signature(ours.names[1:], ours.takes_any, ours.is_function)
+    # First comes the original, or what it returned; then the object, under any name.
+    is_method = "self" in inspect.signature(stock).parameters
+    skipped = 1 + is_method
+    ours = dataclasses.replace(
+        ours, names=ours.names[skipped:], required=ours.required[skipped:]
+    )
     yield from _check_override(hook.target, stock, ours, hook.replacement)
 
 
@@ -128,7 +133,7 @@ def _names_on_objects(cls: type) -> set[str]:
         return set()
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     stored = {node.attr for node in nodes if isinstance(node.ctx, ast.Store)}
-    return stored | set(cls.__dict__.get("__annotations__", ()))
+    return stored | set(inspect.get_annotations(cls))
 
 
 def _find(reference: str, place: str) -> tuple[Any, str | None]:

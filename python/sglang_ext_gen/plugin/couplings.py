@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What we rely on in SGLang and no import shows: words of its messages, flags,
-variables, routes, fields of its answers, and members of objects without a type.
+variables, routes, fields of its answers, members of objects without a type. Of the
+libraries that it brings, only private members.
 
 Symbols, their members and parameters are not listed: ``stock_uses.py`` reads them from
 the source. A test fails when a flag, a variable or a route of stock's has no row.
@@ -21,9 +22,9 @@ class Coupling:
         kind: What it is, and so how it is checked: ``flag`` is known to the parser,
             ``route`` to the router, ``member`` to the class in ``found_in``; the
             others occur in the source of that module.
-        name: Its name; of a ``field``, ``message`` or ``variable`` a regular expression.
+        name: Its name; where a source is searched, a regular expression.
         used_in: The file of this package that relies on it.
-        found_in: ``"module"`` or ``"module:symbol"`` of SGLang.
+        found_in: ``"module"`` or ``"module:symbol"``.
         why: What would break.
     """
 
@@ -167,12 +168,36 @@ COUPLINGS: tuple[Coupling, ...] = (
         "sglang.srt.layers.moe.topk:TopKConfig",
         "On a CPU the experts of Ming would be scaled wrongly.",
     ),
-    *_rows(
+    *(
+        Coupling(
+            "member",
+            "_patched",
+            "plugin/hooks.py",
+            f"{module}:HookRegistry",
+            "doctor could not say which hooks are in force.",
+        )
+        for module in (f"{_GEN}.platforms.plugins", "sglang.srt.plugins.hook_registry")
+    ),
+    Coupling(
         "member",
-        ("user_middleware",),
+        "user_middleware",
         "http/middleware.py",
         "starlette.applications:Starlette",
         "Requests would not be checked.",
+    ),
+    Coupling(
+        "member",
+        "_name_or_path",
+        "models/ming_omni/thinker/model.py",
+        "transformers:PretrainedConfig",
+        "The thinker would not find its folder.",
+    ),
+    Coupling(
+        "member",
+        "_attn_implementation",
+        "models/ming_omni/byt5.py",
+        "transformers:PretrainedConfig",
+        "The glyph encoder would choose its attention itself.",
     ),
     # What stock asks of a model by name; nn.Module says nothing of it.
     Coupling(
@@ -271,12 +296,16 @@ COUPLINGS: tuple[Coupling, ...] = (
         _GEN_ARGS,
         "The generator behind one port could not start.",
     ),
-    *_rows(
-        "flag",
-        ("--host", "--port"),
-        "process/child_server.py",
-        _GEN_ARGS,
-        "The generator behind one port could not start.",
+    *(
+        row
+        for arguments in (_GEN_ARGS, _SRT_ARGS)
+        for row in _rows(
+            "flag",
+            ("--host", "--port"),
+            "process/child_server.py",
+            arguments,
+            "No server could be started as a child.",
+        )
     ),
     Coupling(
         "flag",
@@ -295,13 +324,6 @@ COUPLINGS: tuple[Coupling, ...] = (
         "gateway/launch.py",
         _SRT_ARGS,
         "The thinker behind one port could not start.",
-    ),
-    *_rows(
-        "flag",
-        ("--host", "--port"),
-        "process/child_server.py",
-        _SRT_ARGS,
-        "No language model server could be started as a child.",
     ),
     *_rows(
         "flag",
@@ -334,18 +356,23 @@ COUPLINGS: tuple[Coupling, ...] = (
     # Routes that are served, asked or guarded.
     *_rows(
         "route",
+        ("/generate", "/model_info"),
+        "models/ming_omni/thinker_client.py",
+        f"{_SRT_SERVER}:app",
+        "The thinker would not answer the generator.",
+    ),
+    *_rows(
+        "route",
         (
-            "/generate",
             "/health",
             "/health_generate",
-            "/model_info",
             "/v1/chat/completions",
             "/v1/completions",
             "/v1/models",
         ),
         "gateway/app.py",
         f"{_SRT_SERVER}:app",
-        "The thinker would not answer.",
+        "The thinker would answer no client.",
     ),
     *_rows(
         "route",

@@ -250,7 +250,7 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
         self.types = before
 
-    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
+    visit_AsyncFunctionDef = visit_FunctionDef
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self._read(node, None)
