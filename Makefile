@@ -9,10 +9,10 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench upgrade-check clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 setup: $(STAMP) ## Make .venv and install the package with its test tools
 
@@ -50,6 +50,9 @@ bench: setup ## Run the benchmarks at their tiny size
 	$(BIN)/python benchmark/bench_ming_image.py --tiny
 	$(BIN)/python benchmark/bench_loading.py --tiny
 	$(BIN)/python benchmark/bench_thinker.py --tiny
+
+upgrade-check: setup ## Go through the steps of UPGRADING.md with the installed SGLang
+	$(BIN)/python -m sglang_ext_gen doctor --upgrade
 
 clean: ## Remove the environment, caches and build outputs
 	rm -rf .venv build dist python/*.egg-info .pytest_cache .ruff_cache

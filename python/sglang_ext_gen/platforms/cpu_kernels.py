@@ -21,6 +21,8 @@ from sglang_ext_gen.layers.rotary import (
     inverse_frequencies,
 )
 
+KERNELS = ("fused_norm_scale_shift_cpu", "fused_scale_residual_norm_scale_shift_cpu")
+
 
 def norm_scale_shift(
     original: Callable[..., Tensor],
@@ -36,7 +38,7 @@ def norm_scale_shift(
         shift: [D], [B, D], [B, 1, D], [B, S, D] or [B, F, 1, D].
         scale: As ``shift``.
     """
-    if _has_kernel("fused_norm_scale_shift_cpu"):
+    if has_kernel(KERNELS[0]):
         return original(layer, x, shift, scale)
     return _modulate(layer.norm(x), shift, scale).to(x.dtype)
 
@@ -55,7 +57,7 @@ def scale_residual_norm_scale_shift(
     Returns:
         The modulated norm of ``residual + gate * x``, and that sum.
     """
-    if _has_kernel("fused_scale_residual_norm_scale_shift_cpu"):
+    if has_kernel(KERNELS[1]):
         return original(layer, residual, x, gate, shift, scale)
     gated = x * (gate if isinstance(gate, int) else _per_token(gate, x))
     total = residual + gated
@@ -144,5 +146,6 @@ def _per_token(value: Tensor, x: Tensor) -> Tensor:
     return value
 
 
-def _has_kernel(name: str) -> bool:
+def has_kernel(name: str) -> bool:
+    """Whether the published kernels include one; they must be loaded."""
     return hasattr(torch.ops.sgl_kernel, name)

@@ -3,7 +3,9 @@
 
 entry_points.py     functions that SGLang loads, one a runtime
 hooks.py            the ledger: each hook, its reason, when it can go
-compat.py           the SGLang release, its symbols and their parameters
+compat.py           is the installed SGLang the release, and of the shape, we rely on
+stock_uses.py       what our source takes from SGLang
+couplings.py        what we rely on and no import shows
 resolution.py       whose checkpoint is this; replacements that ask first
 language_models.py  our models on the language model runtime
 generate.py         ``DiffGenerator.generate`` for our families
