@@ -79,27 +79,38 @@ def _declared_length(headers: Headers) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def media_type(headers: Headers) -> str:
+    """What a body is declared as, without parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def check_content_type(headers: Headers, expected: str = "application/json") -> None:
     """Raise unless the body is declared as ``expected``, with no encoding on top.
 
     Raises:
         Refusal: 415, naming the header.
     """
-    given = headers.get("content-type", "")
-    media_type = given.partition(";")[0].strip().lower()
-    if media_type != expected:
-        raise Refusal(
-            415,
-            f"Content-Type: {shorten(given)!r} given, expected {expected}",
-            code="unsupported_media_type",
-        )
     encoding = headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise Refusal(
-            415,
-            f"Content-Encoding: {shorten(encoding)!r} given, expected no encoding",
-            code="unsupported_media_type",
-        )
+    if media_type(headers) != expected:
+        given = shorten(headers.get("content-type", ""))
+        message = f"Content-Type: {given!r} given, expected {expected}"
+    elif encoding.lower() != "identity":
+        given = shorten(encoding)
+        message = f"Content-Encoding: {given!r} given, expected no encoding"
+    else:
+        return
+    raise Refusal(415, message, code="unsupported_media_type")
+
+
+def read_json_object(headers: Headers, body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is declared to be, and is.
+
+    Raises:
+        Refusal: 415 or 400.
+        RequestError: A name is given twice.
+    """
+    check_content_type(headers)
+    return parse_json_object(body)
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model behind a server, as far as the HTTP door needs to know it."""
+"""The model behind a server, as far as HTTP needs to know it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sglang_ext_gen.request.fields import RequestField
 
 
 class ServerArgs(Protocol):
-    """What the door reads of SGLang's server arguments."""
+    """What is read of SGLang's server arguments."""
 
     pipeline_config: object
 
