@@ -35,17 +35,11 @@ _QUIET = ("--uvicorn-access-log-exclude-prefixes", "/health")
 
 @dataclass(frozen=True)
 class UpstreamOptions:
-    """How one of the two servers is run.
+    """How one of the two servers is run."""
 
-    Args:
-        url: Where it runs already; None to start it here.
-        devices: Value of ``CUDA_VISIBLE_DEVICES`` for it; None for all.
-        arguments: Further arguments of the server.
-    """
-
-    url: str | None = None
-    devices: str | None = None
-    arguments: tuple[str, ...] = ()
+    url: str | None = None  # where it runs already; None to start it here
+    devices: str | None = None  # its CUDA_VISIBLE_DEVICES; None for all
+    arguments: tuple[str, ...] = ()  # further ones of the server
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
 
 
 async def discard_body(headers: Headers, receive: Receive) -> None:
-    """Read and throw away the body of a request that is about to be refused.
-
-    Raises:
-        Refusal: 413 or 408 when there is no end to it.
-    """
+    """Read and throw away the body of a refused request; raises as ``read_body``."""
     await read_body(headers, receive, limits.MAX_DISCARDED_BODY_BYTES)
 
 
@@ -103,23 +99,13 @@ def check_content_type(headers: Headers, expected: str = "application/json") -> 
 
 
 def read_json_object(headers: Headers, body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is declared to be, and is.
+    """Parse a body that must be declared as JSON, and be one object in UTF-8.
 
     Raises:
-        Refusal: 415 or 400.
+        Refusal: 415; 400, the message says where the JSON ends to make sense.
         RequestError: A name is given twice.
     """
     check_content_type(headers)
-    return parse_json_object(body)
-
-
-def parse_json_object(body: bytes) -> dict[str, Any]:
-    """Parse a body that must be one JSON object in UTF-8.
-
-    Raises:
-        Refusal: 400; the message says where the JSON ends to make sense.
-        RequestError: A name is given twice.
-    """
     try:
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique_names)
     except RequestError:

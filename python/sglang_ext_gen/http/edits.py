@@ -103,8 +103,6 @@ def _fetch(addresses: Sequence[str], targets: Sequence[Path]) -> None:
     left = limits.MAX_UPLOAD_BODY_BYTES
     for address, target in zip(addresses, targets, strict=True):
         seconds = min(limits.FETCH_SECONDS, deadline - time.monotonic())
-        content = fetch.fetch(
-            address, _ADDRESSES.name, fetch.FetchLimits(left, seconds)
-        )
+        content = fetch.fetch(address, _ADDRESSES.name, left, seconds)
         left -= len(content)
         target.write_bytes(content)

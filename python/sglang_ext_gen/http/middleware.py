@@ -27,7 +27,7 @@ from sglang_ext_gen.http.errors import (
     method_not_allowed,
     shorten,
 )
-from sglang_ext_gen.http.served_model import ServedModel, ServerArgs, served_model
+from sglang_ext_gen.http.served_model import ServedModel, served_model
 from sglang_ext_gen.media import limits, upload_folders
 from sglang_ext_gen.media.images import as_paths, check_references
 from sglang_ext_gen.request.fields import Kind
@@ -57,7 +57,7 @@ CONTROL_ROUTES = frozenset(
 )
 
 
-def install(app: Starlette, server_args: ServerArgs, **_: Any) -> None:
+def install(app: Starlette, server_args: Any, **_: Any) -> None:
     """Put the guard into stock's application if it serves one of our families.
 
     A hook that runs after ``create_app``, with its result and its arguments.

@@ -33,27 +33,16 @@ _LIST_KINDS = ("floats", "strs")
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of a form, on disk.
-
-    Args:
-        field: Name of its part.
-        path: Where it was written.
-        media_type: As the client declared it; may be empty.
-    """
+    """A file of a form, written to ``path``."""
 
     field: str
     path: Path
-    media_type: str = ""
+    media_type: str = ""  # as the client declared it
 
 
 @dataclass(frozen=True)
 class Form:
-    """A parsed form.
-
-    Args:
-        fields: Name, without ``[]`` -> value, in the type of its kind where it has it.
-        files: The uploads, in order.
-    """
+    """Fields by their names without ``[]``, in the types of their kinds; and files."""
 
     fields: dict[str, Any]
     files: tuple[Upload, ...] = ()

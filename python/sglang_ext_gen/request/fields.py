@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request fields as data: one table per family, read by every door.
 
-A family lists its request fields once, in ``sampling_params.py``. From that
+A family lists its request fields once, in ``request.py``. From that
 table come the check of a value (Python, CLI and HTTP alike), the flags and the
 help text of ``sglang-ext-gen generate``, and the set of names that an HTTP body
 may contain. Nothing here imports torch or SGLang.
