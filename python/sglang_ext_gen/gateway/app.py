@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sglang_ext_gen.gateway.upstream import HANG_SECONDS, Upstream
+from sglang_ext_gen.gateway.upstream import Upstream
 from sglang_ext_gen.http import bodies
 from sglang_ext_gen.http.errors import (
     OpenAIErrors,
@@ -112,7 +112,7 @@ def make_app(
     to_generator = Forward(client, generator, needed=needed)
     return Starlette(
         routes=[
-            *_health_routes(client, (thinker, generator)),
+            *_health_routes((thinker, generator)),
             *_model_routes(model),
             *(Route(path, to_thinker) for path in THINKER_ROUTES),
             *(Route(path, to_generator) for path in GENERATOR_ROUTES),
@@ -144,14 +144,12 @@ def _model_routes(model: str) -> list[Route]:
     ]
 
 
-def _health_routes(
-    client: httpx.AsyncClient, upstreams: Sequence[Upstream]
-) -> list[Route]:
+def _health_routes(upstreams: Sequence[Upstream]) -> list[Route]:
     async def health(_: Request) -> Response:
         return _health_reply(upstreams, [each.problem for each in upstreams])
 
     async def health_generate(_: Request) -> Response:
-        asked = (_deep_problem(client, each) for each in upstreams)
+        asked = (each.deep_problem() for each in upstreams)
         return _health_reply(upstreams, await asyncio.gather(*asked))
 
     return [Route("/health", health), Route("/health_generate", health_generate)]
@@ -306,21 +304,8 @@ def _unavailable(upstream: Upstream, problem: str) -> Refusal:
         503,
         f"the {upstream.title} of this server {problem}",
         code=f"{upstream.title}_unavailable",
-        headers=(("retry-after", "5"),),
+        headers=((b"retry-after", b"5"),),
     )
-
-
-async def _deep_problem(client: httpx.AsyncClient, upstream: Upstream) -> str | None:
-    if upstream.problem is not None:
-        return upstream.problem
-    url = f"{upstream.url}/health_generate"
-    try:
-        reply = await client.get(url, timeout=HANG_SECONDS)
-    except httpx.TransportError as error:
-        return await upstream.explain(error)
-    if reply.status_code != 200:
-        return f"failed a request of one token: HTTP {reply.status_code}"
-    return None
 
 
 def _health_reply(

@@ -67,13 +67,25 @@ class Upstream(ABC):
         reason = str(error) or type(error).__name__
         return self.problem or f"broke the connection: {reason}"
 
+    async def deep_problem(self) -> str | None:
+        """As ``problem``, after it was asked for one token."""
+        if self.problem is not None:
+            return self.problem
+        try:
+            reply = await self._get("/health_generate")
+        except httpx.TransportError as error:
+            return await self.explain(error)
+        if reply.status_code == 200:
+            return None
+        return f"failed a request of one token: HTTP {reply.status_code}"
+
     async def _unwell(self) -> str | None:
         """What ``/health`` has to complain of; None when it answers 200.
 
         Raises:
             httpx.TransportError: No answer.
         """
-        reply = await self._client.get(f"{self.url}/health", timeout=HANG_SECONDS)
+        reply = await self._get("/health")
         if reply.status_code == 200:
             return None
         try:
@@ -82,6 +94,9 @@ class Upstream(ABC):
         except (ValueError, KeyError, TypeError):
             reason = f"HTTP {reply.status_code}"
         return f"says that it is unwell: {reason}"
+
+    async def _get(self, path: str) -> httpx.Response:
+        return await self._client.get(self.url + path, timeout=HANG_SECONDS)
 
 
 class RemoteUpstream(Upstream):

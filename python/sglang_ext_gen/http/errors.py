@@ -23,6 +23,8 @@ from sglang_ext_gen.media.limits import MAX_ECHOED_CHARACTERS
 
 logger = logging.getLogger(__name__)
 
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+
 
 class Refusal(ExtGenError):
     """A request that gets an error reply instead of an answer.
@@ -42,7 +44,7 @@ class Refusal(ExtGenError):
         *,
         param: str | None = None,
         code: str = "invalid_value",
-        headers: tuple[tuple[str, str], ...] = (),
+        headers: RawHeaders = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -62,7 +64,7 @@ def method_not_allowed(given: str, allowed: str) -> Refusal:
         405,
         f"{given} given, expected {allowed}",
         code="method_not_allowed",
-        headers=(("allow", allowed),),
+        headers=((b"allow", allowed.encode()),),
     )
 
 
@@ -195,7 +197,7 @@ class OpenAIErrors:
         body = restate_error(start["status"], bytes(self._body), self._names)
         if body is not None:
             kept = tuple(
-                (name.decode("latin-1"), value.decode("latin-1"))
+                (name, value)
                 for name, value in start["headers"]
                 if name.lower() not in (b"content-length", b"content-type")
             )
@@ -206,22 +208,16 @@ class OpenAIErrors:
         await self._send({"type": "http.response.body", "body": bytes(self._body)})
 
     async def _reply(
-        self,
-        status: int,
-        body: dict[str, Any],
-        headers: tuple[tuple[str, str], ...] = (),
+        self, status: int, body: dict[str, Any], headers: RawHeaders
     ) -> None:
         payload = json.dumps(body).encode("ascii")
-        fields = (
+        fields = [
             *headers,
-            ("content-type", "application/json"),
-            ("content-length", str(len(payload))),
-        )
-        raw = [
-            (name.encode("latin-1"), text.encode("latin-1")) for name, text in fields
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(payload)),
         ]
         self._has_sent = True
         await self._send(
-            {"type": "http.response.start", "status": status, "headers": raw}
+            {"type": "http.response.start", "status": status, "headers": fields}
         )
         await self._send({"type": "http.response.body", "body": payload})

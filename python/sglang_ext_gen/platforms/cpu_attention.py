@@ -33,10 +33,10 @@ def decode_together(
 ) -> Tensor:
     """Around ``TorchNativeAttnBackend._run_sdpa_forward_decode``, for plain decoding.
 
-    ``original`` is SGLang's method, used for encoders, sliding windows and other dtypes.
-    Of the arguments, which are SGLang's, ``query`` and ``output`` are [B, heads, d], one
-    token a request, ``k_cache`` and ``v_cache`` [slots, kv heads, d], and
-    ``req_to_token`` [requests, longest] has the slots of each request's tokens.
+    ``original`` is SGLang's method, used for encoders, sliding windows and other
+    dtypes. Of the arguments, which are SGLang's, ``query`` and ``output`` are
+    [B, heads, d], one token a request, ``k_cache`` and ``v_cache`` [slots, kv heads, d],
+    and ``req_to_token`` [requests, longest] has the slots of each request's tokens.
     """
     is_plain = encoder_lens is None and not is_cross_attn and not sliding_window_size
     if not is_plain or not query.dtype == k_cache.dtype == v_cache.dtype:

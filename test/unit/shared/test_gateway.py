@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway, one port for two servers: the real process, with small servers behind it."""
+"""The gateway: the real process, with small servers behind it."""
 
 import json
 import os

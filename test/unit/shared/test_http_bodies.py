@@ -17,7 +17,7 @@ from sglang_ext_gen.media import limits
 
 
 class Sender:
-    """An ASGI ``receive`` that hands out prepared messages, then stalls."""
+    """An ASGI ``receive`` that gives prepared messages, then stalls."""
 
     def __init__(self, *messages: Message) -> None:
         self.messages = list(messages)
