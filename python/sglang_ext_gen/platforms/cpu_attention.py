@@ -34,9 +34,9 @@ def decode_together(
     """Around ``TorchNativeAttnBackend._run_sdpa_forward_decode``, for plain decoding.
 
     ``original`` is SGLang's method, used for encoders, sliding windows and other
-    dtypes. Of the arguments, which are SGLang's, ``query`` and ``output`` are
-    [B, heads, d], one token a request, ``k_cache`` and ``v_cache`` [slots, kv heads, d],
-    and ``req_to_token`` [requests, longest] has the slots of each request's tokens.
+    dtypes. The arguments are SGLang's: ``query`` and ``output`` are [B, heads, d], one
+    token a request; ``k_cache`` and ``v_cache`` are [slots, kv heads, d];
+    ``req_to_token`` [requests, longest] has the slots of each request's tokens.
     """
     is_plain = encoder_lens is None and not is_cross_attn and not sliding_window_size
     if not is_plain or not query.dtype == k_cache.dtype == v_cache.dtype:
