@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``sglang serve`` of a whole Lance checkpoint: chats and pictures behind one port.
 
-The last tests kill parts of the server, so the order of this file matters.
+The last tests kill the gateway's upstreams, so the order of this file matters.
 """
 
 import json
@@ -297,7 +297,9 @@ def test_a_client_that_leaves_does_no_harm(server, client, golden, video):
     assert is_healthy(server)
 
 
-def test_parts_that_are_killed_are_named_and_come_back(server, client, golden, video):
+def test_upstreams_that_are_killed_are_named_and_come_back(
+    server, client, golden, video
+):
     want = golden.json["cases"]["x2t_video"]["text"]
     slow = {"num_inference_steps": 200}
     # The generator's worker, during a request.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ming whole: the thinker answers and feeds the generator, both behind one port.
 
-The last test kills parts of the server, so the order of this file matters.
+The last test kills the gateway's upstreams, so the order of this file matters.
 """
 
 import sys
@@ -235,7 +235,7 @@ def test_a_client_that_leaves_does_no_harm(server, client, golden):
     assert is_healthy(server)
 
 
-def test_parts_that_run_elsewhere_are_served_by_their_addresses(
+def test_upstreams_that_run_elsewhere_are_served_by_their_addresses(
     server, golden, tmp_path
 ):
     program = (sys.executable, "-m", "sglang_ext_gen", "serve")
@@ -246,17 +246,17 @@ def test_parts_that_run_elsewhere_are_served_by_their_addresses(
     )
     command = (*program, str(golden.checkpoint))
     with (
-        serving_one_port(command, tmp_path, *addresses) as front,
-        client_of(front) as client,
+        serving_one_port(command, tmp_path, *addresses) as gateway,
+        client_of(gateway) as client,
     ):
         want = golden.json["cases"]["chat_text"]["greedy_text"]
         assert streamed(client, **question(golden, "chat_text")) == want
         [picture] = draw(client, **golden_request(golden, "t2i"))
         assert psnr(picture, golden_png(golden, "t2i")) >= FILE_DB
-    assert is_healthy(server), "parts outlive a front that did not start them"
+    assert is_healthy(server), "upstreams outlive a gateway that did not start them"
 
 
-def test_parts_that_are_killed_are_named_and_come_back(server, client, golden):
+def test_upstreams_that_are_killed_are_named_and_come_back(server, client, golden):
     chat = golden.json["cases"]["chat_text"]["greedy_text"]
     # The generator's worker, during a request.
     slow: dict[str, Any] = {"num_inference_steps": 200}

@@ -8,10 +8,9 @@
     pickles.py  tensors of a vendor's .pt file, without running code in it
     released_config.py     a config.json as a dataclass, every key accounted for
     autoencoder_layout.py  the layout of diffusers' AutoencoderKL
-    component_loader.py    a strict loader as SGLang's diffusion runtime wants one
 
 A family states its layout (``models/<family>/layout.py``) and its rules
-(``models/<family>/weights.py``) independently. Only ``load.py``, ``tiny.py``,
-``pickles.py`` and ``component_loader.py`` import torch, so that a checkpoint can be
+(``models/<family>/weights.py``) independently. Of the files above, only
+``load.py``, ``tiny.py`` and ``pickles.py`` import torch, so that a checkpoint can be
 checked without it.
 """

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.layers.rotary import (
     apply_rotary,
     interleaved_axes,
@@ -122,7 +123,8 @@ def build_qwen_vl_text_rope(
     from sglang.srt.utils.hf_transformers.common import get_rope_config
 
     theta, scaling = get_rope_config(config)
-    assert scaling is not None, "a Qwen-VL config has an mrope_section"
+    if not scaling or "mrope_section" not in scaling:
+        raise CheckpointError("the config of the Qwen-VL encoder has no mrope_section")
     head_dim = config.hidden_size // config.num_attention_heads
     if getattr(config, "head_dim", None):
         head_dim = config.head_dim

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: help, refusals, exit codes, what is handed to SGLang."""
+"""The command line: help, refusals, exit codes, what is passed to SGLang."""
 
 import json
 import os
@@ -248,7 +248,7 @@ def test_misspelt_variable_is_an_error(model, monkeypatch, capsys):
     assert "SGLANG_EXT_GEN_DISABEL" in capsys.readouterr().err
 
 
-# --- what is handed over ----------------------------------------------------
+# --- what is passed on ------------------------------------------------------
 
 
 def test_serve_speaks_sglangs_words(model):

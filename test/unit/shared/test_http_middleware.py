@@ -86,7 +86,7 @@ def stock_like_app() -> FastAPI:
 
 
 class StubServerArgs:
-    """What the door reads of server arguments; the config's class is a stand-in."""
+    """What is read of server arguments; the config's class is a stand-in."""
 
     model_path = "/models/ideogram"
     served_model_name = "my-ideogram"
