@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from server.starts import MAX_STARTS, started
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -85,3 +87,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and torch.cuda.is_available() is false")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker process of pytest-xdist has counted."""
+    started.extend(getattr(node, "workeroutput", {}).get("started", ()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["started"] = started
+    elif len(started) > MAX_STARTS:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if started:
+        terminalreporter.section(
+            f"SGLang was started {len(started)} times, at most {MAX_STARTS} allowed"
+        )
+        terminalreporter.write_line("\n".join(sorted(started)))
