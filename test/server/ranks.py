@@ -118,14 +118,15 @@ def qwen_image(folder: Path, options: dict[str, Any]) -> dict[str, "Tensor"]:
 
 def ming_omni(rank: int, options: dict[str, Any]) -> "Tensor":
     """Latents of the golden edit."""
-    from conftest import Golden
-    from ming_drawing import golden_request
-    from ming_studio import StoredThinker, Studio, golden_answers
-    from qwen_image_runtime import FLOAT32
     from sglang.multimodal_gen.runtime.server_args import (
         ServerArgs,
         set_global_server_args,
     )
+
+    from conftest import Golden
+    from ming_drawing import golden_request
+    from ming_studio import StoredThinker, Studio, golden_answers
+    from qwen_image_runtime import FLOAT32
 
     golden = Golden(GOLDEN / "ming_omni")
     server_args: Any = ServerArgs.from_kwargs(
