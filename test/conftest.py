@@ -80,6 +80,15 @@ def ideogram4_golden(golden_dir: Callable[[str], Path]) -> Golden:
     return Golden(golden_dir("ideogram4"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``--dist loadgroup`` runs a file in one process, unless marked otherwise."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            group = f"{item.path.parent.name}/{item.path.stem}"
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is None:
         return

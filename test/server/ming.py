@@ -2,7 +2,6 @@
 """The thinker's golden requests, for an in-process engine and for HTTP."""
 
 import base64
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,17 +145,10 @@ def thinker_server(
         yield server
 
 
-def engine_arguments(model: Path, **changes: Any) -> dict[str, Any]:
-    """Arguments of ``sgl.Engine`` for the tiny thinker."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return {
-        "model_path": str(model),
-        "dtype": "float32",
-        "context_length": 2048,
-        "max_total_tokens": 16384,
-        "mem_fraction_static": 0.3,
-        "enable_return_hidden_states": True,
-        "log_level": "warning",
-        "port": free_ports()[0],
-        **changes,
-    }
+# Arguments of ``sgl.Engine``.
+ENGINE: dict[str, Any] = {
+    "context_length": 2048,
+    "max_total_tokens": 16384,
+    "mem_fraction_static": 0.3,
+    "enable_return_hidden_states": True,
+}

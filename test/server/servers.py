@@ -207,8 +207,10 @@ def float32_generator(model: Path, **server_args: Any) -> Iterator["DiffGenerato
 
 
 @contextmanager
-def float32_engine(model: Path, **server_args: Any) -> Iterator["sglang.Engine"]:
-    """An ``sgl.Engine`` that computes in float32, with ports of its own."""
+def started_engine(
+    model: Path, *, dtype: str = "float32", **server_args: Any
+) -> Iterator["sglang.Engine"]:
+    """An ``sgl.Engine`` with ports of its own."""
     import sglang
 
     count_start(f"Engine {model.name}")
@@ -216,7 +218,7 @@ def float32_engine(model: Path, **server_args: Any) -> Iterator["sglang.Engine"]
     port, nccl_port, _ = free_ports()
     engine = sglang.Engine(
         model_path=str(model),
-        dtype="float32",
+        dtype=dtype,
         port=port,
         nccl_port=nccl_port,
         log_level="warning",

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import Golden
 from server.lance_requests import PRESETS, data_url
-from server.servers import float32_engine
+from server.servers import started_engine
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def answers(golden: Golden) -> list[Any]:
         "image_data": picture,
         "sampling_params": SAMPLING,
     }
-    with float32_engine(
+    with started_engine(
         golden.path / "checkpoint" / "Lance_3B",
         mm_process_config=PRESETS,
         skip_server_warmup=True,
