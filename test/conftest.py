@@ -82,11 +82,12 @@ def ideogram4_golden(golden_dir: Callable[[str], Path]) -> Golden:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``--dist loadgroup`` runs a file in one process, unless marked otherwise."""
+    """``--dist loadgroup`` runs in one process what shares fixtures: mostly a file."""
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            group = f"{item.path.parent.name}/{item.path.stem}"
-            item.add_marker(pytest.mark.xdist_group(group))
+        folder = item.path.parent
+        shared = folder if folder.name == "one_port" else item.path.with_suffix("")
+        group = "/".join(shared.parts[-2:])
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -94,6 +94,20 @@ def _media_files(golden: Golden) -> list[str]:
     return [path.name for path in found]
 
 
+def golden_sampling(golden: Golden, case: str) -> dict[str, Any]:
+    """Greedy, as many tokens as the official code wrote."""
+    tokens = golden.json["cases"][case]["max_new_tokens"]
+    return {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
+
+
+def hidden_states(golden: Golden, case: str, output: Any) -> tuple[Tensor, Tensor]:
+    """Those that were computed, and the official ones."""
+    meta = output["meta_info"]
+    assert meta["prompt_tokens"] == golden.json["cases"][case]["prompt_len"]
+    expected = golden.tensor(f"{case}.hidden")
+    return torch.tensor(meta["hidden_states"][0]), expected[meta["cached_tokens"] :]
+
+
 def query_error(golden: Golden, case: str, meta_info: dict[str, Any]) -> float:
     """Largest difference of the returned query states from the official ones."""
     rows = query_rows(meta_info)

@@ -210,7 +210,10 @@ def float32_generator(model: Path, **server_args: Any) -> Iterator["DiffGenerato
 def started_engine(
     model: Path, *, dtype: str = "float32", **server_args: Any
 ) -> Iterator["sglang.Engine"]:
-    """An ``sgl.Engine`` with ports of its own."""
+    """An ``sgl.Engine`` with ports of its own.
+
+    Its shutdown kills every child of this process, so no server may run beside it.
+    """
     import sglang
 
     count_start(f"Engine {model.name}")

@@ -1,30 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One start of Lance's two servers behind one port, for the files that ask them.
+"""Golden data of Lance."""
 
-``test_one_port.py`` kills its parts, and runs last.
-"""
-
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from conftest import Golden
-from server.lance_requests import PRESETS, write_source_video
-from server.one_port import serving_one_port
-from server.servers import Server, sglang_command
-
-NAME = "lance"
-THINKER = (
-    "--max-total-tokens 16384 --context-length 2048 --mem-fraction-static 0.3 "
-    f"--skip-server-warmup --mm-process-config '{json.dumps(PRESETS)}'"
-)
-FLAGS = (
-    *("--served-model-name", NAME, "--precision", "float32"),
-    f"--thinker-args={THINKER}",
-    "--generator-args=--image-encoder-precision fp32 --sleep-on-idle",
-)
+from server.lance_requests import write_source_video
 
 
 @pytest.fixture(scope="session")
@@ -35,14 +18,3 @@ def golden(golden_dir: Callable[[str], Path]) -> Golden:
 @pytest.fixture(scope="session")
 def source_video(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_source_video(golden, tmp_path_factory.mktemp("video") / "in.mp4")
-
-
-@pytest.fixture(scope="package")
-def one_port(
-    golden: Golden, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """``sglang serve`` of the checkpoint root."""
-    folder = tmp_path_factory.mktemp("one_port")
-    command = (sglang_command(), "serve", str(golden.path / "checkpoint"))
-    with serving_one_port(command, folder, *FLAGS) as running:
-        yield running

@@ -37,7 +37,7 @@ from server.one_port import (
 )
 from server.servers import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lance one port")]
+pytestmark = pytest.mark.slow
 
 NAME = "lance"
 

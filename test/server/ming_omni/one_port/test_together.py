@@ -37,7 +37,7 @@ from server.one_port import (
 )
 from server.servers import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ming one port")]
+pytestmark = pytest.mark.slow
 
 NAME = "ming"
 SMALL: dict[str, Any] = {"num_inference_steps": 3, "output_format": "png"}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lance over HTTP: a real server, the ``openai`` client, the golden checkpoint.
 
-It is the generator's server of ``test_one_port.py``, asked at its own address.
+It is the generator's server behind the one port, asked at its own address.
 """
 
 import base64
@@ -28,7 +28,7 @@ from server.lance_requests import (
 from server.one_port import as_server
 from server.servers import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lance one port")]
+pytestmark = pytest.mark.slow
 
 SMALL = {"seed": 1, "num_inference_steps": 3}
 # Without quantisation H.264 keeps the brightness (53 dB measured); color is stored at

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lance answers behind a real ``launch_server``, driven with the ``openai`` client.
 
-It is the language model's server of ``test_one_port.py``, asked at its own address, and
+It is the language model's server behind the one port, asked at its own address, and
 was given the checkpoint root: it runs ``Lance_3B_Video``, as the official script does.
 ``test_engine.py`` runs ``Lance_3B``.
 """
@@ -24,7 +24,7 @@ from server.lance_requests import data_url, video_bytes
 from server.one_port import as_server
 from server.servers import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lance one port")]
+pytestmark = pytest.mark.slow
 
 NUM_TOKENS = 430  # of the tokenizer; the vocabulary has 452 rows on disk
 GREEDY = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
