@@ -6,17 +6,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
-from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
 from torch import Tensor
 
 from conftest import Golden
 from images import decibels
+from lazy import LazyModule
 from ming_drawing import golden_png, golden_request
 from sglang_ext_gen.errors import ThinkerError
-from sglang_ext_gen.models.ming_omni import byt5, loaders, stages
 from sglang_ext_gen.models.ming_omni.layout import MingFiles
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
+
+byt5, loaders, stages = (
+    LazyModule(f"sglang_ext_gen.models.ming_omni.{name}")
+    for name in ("byt5", "loaders", "stages")
+)
 
 FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
 
@@ -67,6 +70,9 @@ class Studio:
         self.decode = stages.MingDecodingStage(vae, files.vae)
 
     def request(self, **fields: Any) -> Any:
+        from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+        from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
+
         return Req(
             sampling_params=SamplingParams.from_user_sampling_params_args(
                 self.server_args.model_path, server_args=self.server_args, **fields

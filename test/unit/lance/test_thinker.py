@@ -14,7 +14,6 @@ from torch import nn
 
 from sglang_ext_gen.checkpoint.layout import TensorSpec
 from sglang_ext_gen.errors import CheckpointError, RequestError
-from sglang_ext_gen.models.lance.loaders import load_tokenizer
 from sglang_ext_gen.models.lance.packing import SpecialTokens
 from sglang_ext_gen.models.lance.thinker import prompt, weights
 from sglang_ext_gen.models.lance.thinker.view import make_view, prepare_arguments
@@ -22,6 +21,8 @@ from sglang_ext_gen.models.lance.thinker.view import make_view, prepare_argument
 
 @pytest.fixture(scope="module")
 def tokenizer(lance):
+    from sglang_ext_gen.models.lance.loaders import load_tokenizer
+
     tokenizer = load_tokenizer(lance.path / "Lance_3B")
     tokenizer.chat_template = prompt.chat_template()
     return tokenizer

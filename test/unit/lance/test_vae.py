@@ -10,11 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from checkpoint_damage import RunsACommand
+from lazy import LazyModule
 from sglang_ext_gen.__main__ import main
 from sglang_ext_gen.checkpoint.pickles import read_pickle
 from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.lance import generation, vae, visual_input
+from sglang_ext_gen.models.lance import generation, visual_input
 from sglang_ext_gen.models.lance.layout import check_checkpoint
+
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
 
 CPU = torch.device("cpu")
 ATOL = 2e-5  # in-tree class against the vendor's: 7e-6 measured

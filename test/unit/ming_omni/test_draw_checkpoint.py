@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import Golden
+from lazy import LazyModule
 from sglang_ext_gen.checkpoint.pickles import (
     checked_pickle,
     convert_pickle,
@@ -19,14 +20,16 @@ from sglang_ext_gen.checkpoint.pickles import (
 )
 from sglang_ext_gen.cli.doctor import examine_model
 from sglang_ext_gen.errors import CheckpointError, ConfigError
-from sglang_ext_gen.models.ming_omni import layout, tiny
-from sglang_ext_gen.models.ming_omni.byt5 import special_tokens
+from sglang_ext_gen.models.ming_omni import layout
 from sglang_ext_gen.models.ming_omni.layout import MingFiles, check_checkpoint
 from sglang_ext_gen.models.ming_omni.tensors import (
     glyph_encoder_specs,
     glyph_mapper_specs,
 )
 from sglang_ext_gen.registry import family_of, find_family
+
+byt5 = LazyModule("sglang_ext_gen.models.ming_omni.byt5")
+tiny = LazyModule("sglang_ext_gen.models.ming_omni.tiny")
 
 PARTS = {
     "connector": "model.safetensors",
@@ -180,7 +183,7 @@ def test_missing_pickle_is_named(copy):
 
 def test_vocabulary_has_colors_then_fonts(omni_golden):
     files = MingFiles(omni_golden.checkpoint)
-    assert special_tokens(files.byt5, files.glyphs) == [
+    assert byt5.special_tokens(files.byt5, files.glyphs) == [
         *(f"<color-{index}>" for index in range(4)),
         *("<cn-font-0>", "<cn-font-1>", "<en-font-0>", "<jp-font-0>", "<kr-font-0>"),
         *("<font-0>", "<font-1>"),
@@ -189,7 +192,7 @@ def test_vocabulary_has_colors_then_fonts(omni_golden):
 
 def specs_of(files: MingFiles) -> dict[Path, list]:
     config = files.glyphs
-    vocabulary = config.t5["vocab_size"] + len(special_tokens(files.byt5, config))
+    vocabulary = config.t5["vocab_size"] + len(byt5.special_tokens(files.byt5, config))
     return {
         ENCODER: list(glyph_encoder_specs(config, vocabulary)),
         MAPPER: list(glyph_mapper_specs(config)),

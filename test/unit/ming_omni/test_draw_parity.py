@@ -9,18 +9,23 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
 
 from conftest import Golden
+from lazy import LazyModule
 from sglang_ext_gen.cli import convert
 from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.ming_omni import byt5, connector, loaders, schedule
-from sglang_ext_gen.models.ming_omni.dit import ZImageTransformer
+from sglang_ext_gen.models.ming_omni import connector, schedule
 from sglang_ext_gen.models.ming_omni.layout import MingFiles
+
+if TYPE_CHECKING:
+    from sglang_ext_gen.models.ming_omni.dit import ZImageTransformer
+
+byt5 = LazyModule("sglang_ext_gen.models.ming_omni.byt5")
+loaders = LazyModule("sglang_ext_gen.models.ming_omni.loaders")
 
 pytestmark = pytest.mark.slow
 
@@ -42,17 +47,21 @@ def omni_files(omni_golden: Golden, diffusion_runtime: None) -> MingFiles:
 
 
 @pytest.fixture(scope="module")
-def transformer(files: MingFiles) -> ZImageTransformer:
+def transformer(files: MingFiles) -> "ZImageTransformer":
     return loaders.load_transformer(files, **FLOAT32)
 
 
 def run_transformer(
-    transformer: ZImageTransformer,
+    transformer: "ZImageTransformer",
     latents: torch.Tensor,
     time: torch.Tensor,
     captions: list[torch.Tensor],
     reference: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    from sglang.multimodal_gen.runtime.managers.forward_context import (
+        set_forward_context,
+    )
+
     with (
         torch.no_grad(),
         set_forward_context(0, attn_metadata=None, forward_batch=None),

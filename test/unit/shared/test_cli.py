@@ -366,16 +366,3 @@ def test_doctor_names_what_a_process_lacks(monkeypatch, capsys):
     assert "NOT REGISTERED" in text
     assert "MISSING" in text
     assert "a:b does not exist" in text
-
-
-@pytest.mark.slow
-def test_doctor_proves_the_registration(capsys):
-    assert exit_code("doctor", "--json") == 0
-    process = json.loads(capsys.readouterr().out)["process"]
-    assert process["families"] == {family.name: True for family in FAMILIES}
-    # Hooks of the language model runtime are applied in its own processes.
-    assert process["hooks"] == {
-        hook.target: True
-        for hook in doctor.hooks.HOOKS
-        if hook.runtime in ("diffusion", "cli")
-    }
