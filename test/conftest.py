@@ -7,6 +7,7 @@ on a machine without a CUDA device. PyTorch is imported only when a test needs i
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,6 +89,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         shared = folder if folder.name == "one_port" else item.path.with_suffix("")
         group = "/".join(shared.parts[-2:])
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish() -> None:
+    """What takes longest to import waits until a test needs it."""
+    if early := {"sglang", "transformers", "diffusers"} & sys.modules.keys():
+        names = ", ".join(sorted(early))
+        raise pytest.UsageError(f"collecting imported {names}; see test/lazy.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
