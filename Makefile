@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench upgrade-check clean
+.PHONY: help setup demo test test-unit lint bench upgrade-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -33,9 +33,15 @@ demo: setup ## Write tiny checkpoints, draw and chat with them, on any device
 	$(BIN)/python -m sglang_ext_gen demo
 	$(BIN)/python -m sglang_ext_gen demo ming_omni
 
-# Two files at a time: a starting server keeps one core busy for a minute.
+# Two at a time: a starting server keeps one core busy for a minute. Servers come
+# first, so that the short files at the end keep both busy.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: setup ## Run every test that needs no accelerator; ARGS are passed to pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-unit: setup ## Run the tests that start no server; ARGS as above
+	$(PYTEST) test/unit $(ARGS)
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check .

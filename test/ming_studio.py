@@ -6,17 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
-from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
 from torch import Tensor
 
 from conftest import Golden
 from images import decibels
+from lazy import LazyModule
 from ming_drawing import golden_png, golden_request
-from sglang_ext_gen.checkpoint.build import load_component
 from sglang_ext_gen.errors import ThinkerError
 from sglang_ext_gen.layers.fp8_linear import tensor_parallel
-from sglang_ext_gen.models.ming_omni import byt5, stages
 from sglang_ext_gen.models.ming_omni.checkpoint import (
     COMPONENTS,
     SCHEDULER,
@@ -24,6 +21,11 @@ from sglang_ext_gen.models.ming_omni.checkpoint import (
     glyph_config,
 )
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
+
+build = LazyModule("sglang_ext_gen.checkpoint.build")
+byt5, stages = (
+    LazyModule(f"sglang_ext_gen.models.ming_omni.{name}") for name in ("byt5", "stages")
+)
 
 FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
 
@@ -59,7 +61,7 @@ class Studio:
         assert glyphs is not None
         tp_rank, tp_size = tensor_parallel()
         modules = {
-            row.name: load_component(
+            row.name: build.load_component(
                 row.at(root), **FLOAT32, tp_rank=tp_rank, tp_size=tp_size
             )
             for row in COMPONENTS
@@ -80,6 +82,9 @@ class Studio:
         self.decode = stages.MingOmniDecodingStage({"vae": modules["vae"]}, vae_config)
 
     def request(self, **fields: Any) -> Any:
+        from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+        from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
+
         return Req(
             sampling_params=SamplingParams.from_user_sampling_params_args(
                 self.server_args.model_path, server_args=self.server_args, **fields

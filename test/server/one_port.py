@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ def address_of(server: Server, title: str) -> str:
     """Where an upstream listens."""
     words = upstream_of(server, title).cmdline()
     return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
+
+
+def as_server(server: Server, title: str) -> Server:
+    """A part as the server of its own that it is."""
+    return replace(server, url=address_of(server, title))
 
 
 def living(processes: Sequence[psutil.Process]) -> list[psutil.Process]:

@@ -62,9 +62,6 @@ class FamilyPipeline(ComposedPipelineBase):
     def before_loading(self, folder: Path, server_args: ServerArgs) -> None:
         """What else has to happen between the check and the loading; nothing here."""
 
-    def before_loading(self, folder: Path, server_args: ServerArgs) -> None:
-        """What else has to happen between the check and the loading; nothing here."""
-
     def load_modules(
         self, server_args: ServerArgs, loaded_modules: dict[str, Any] | None = None
     ) -> dict[str, Any]:

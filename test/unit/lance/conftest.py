@@ -14,13 +14,16 @@ from sglang_ext_gen.models.lance.layout import LanceFiles, find_files
 from torch import Tensor
 
 from conftest import Golden
-from sglang_ext_gen.models.lance import loaders, packing, visual_input
+from lazy import LazyModule
+from sglang_ext_gen.models.lance import packing, visual_input
 from sglang_ext_gen.models.lance.generation import LanceConditioning
 from sglang_ext_gen.models.lance.mot import LanceTransformer
 from sglang_ext_gen.models.lance.packing import PackedRequest, PromptTokens
 from sglang_ext_gen.models.lance.schedule import Guidance, make_times
 from sglang_ext_gen.models.lance.tasks import TASKS, Task
 from sglang_ext_gen.models.lance.vision import LanceVisionTransformer
+
+loaders = LazyModule("sglang_ext_gen.models.lance.loaders")
 
 CPU = torch.device("cpu")
 GENERATION_CASES = (

@@ -9,13 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lazy import LazyModule
 from sglang_ext_gen.errors import CheckpointError, ConfigError
-from sglang_ext_gen.models.lance import layout, loaders
+from sglang_ext_gen.models.lance import layout
 from sglang_ext_gen.models.lance.config import (
     LanceTransformerConfig,
     LanceVisionConfig,
 )
 from sglang_ext_gen.models.lance.tensors import transformer_specs
+
+loaders = LazyModule("sglang_ext_gen.models.lance.loaders")
 
 CPU = torch.device("cpu")
 

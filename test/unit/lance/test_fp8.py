@@ -11,9 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sglang_ext_gen.models.lance import generation, loaders, vae
+from lazy import LazyModule
+from sglang_ext_gen.models.lance import generation
 from sglang_ext_gen.models.lance.fp8_quality import fp8_quality
 from sglang_ext_gen.models.lance.mot import LanceTransformer
+
+loaders = LazyModule("sglang_ext_gen.models.lance.loaders")
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
 
 CPU = torch.device("cpu")
 

@@ -5,11 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from lazy import LazyModule
 from sglang_ext_gen.checkpoint.layout import TensorSpec, read_tensors
-from sglang_ext_gen.models.lance import loaders, vae
 from sglang_ext_gen.models.lance.options import place_tasks, takes_sources
 from sglang_ext_gen.models.lance.tensors import transformer_specs, vision_specs
 from sglang_ext_gen.models.lance.thinker import weights as thinker_weights
+
+loaders = LazyModule("sglang_ext_gen.models.lance.loaders")
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
 
 CPU = torch.device("cpu")
 PARTS = {

@@ -22,6 +22,7 @@ from sglang_ext_gen.models.lance.thinker.view import make_view, prepare_argument
 
 @pytest.fixture(scope="module")
 def tokenizer(lance):
+
     tokenizer = load_tokenizer(lance.path / "Lance_3B")
     tokenizer.chat_template = prompt.chat_template()
     return tokenizer

@@ -4,8 +4,10 @@
 import pytest
 import torch
 
-from sglang_ext_gen.models.lance import vae
+from lazy import LazyModule
 from sglang_ext_gen.models.lance.tiling import Tiling, run_tiled
+
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lazy import LazyModule
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.models.lance import layout, loaders, vae
+from sglang_ext_gen.models.lance import layout
 from sglang_ext_gen.models.lance.tiny import write_tiny
+
+loaders = LazyModule("sglang_ext_gen.models.lance.loaders")
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,14 @@ from PIL import Image
 from sglang_ext_gen.models.lance.layout import check_checkpoint
 from torch import Tensor
 
+from checkpoint_damage import RunsACommand
+from lazy import LazyModule
 from sglang_ext_gen.__main__ import main
 from sglang_ext_gen.checkpoint.pickles import read_pickle
 from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.lance import generation, vae, visual_input
+from sglang_ext_gen.models.lance import generation, visual_input
+
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
 
 CPU = torch.device("cpu")
 ATOL = 2e-5  # in-tree class against the vendor's: 7e-6 measured
@@ -110,24 +114,12 @@ def test_converted_file_gives_the_same_vae(wan, lance, tmp_path):
         assert torch.equal(got, want)
 
 
-class Evil:
-    """Unpickling this runs a command."""
-
-    def __init__(self, marker) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        import os
-
-        return os.system, (f"touch {self.marker}",)
-
-
 def test_malicious_pickle_is_refused_and_not_run(tmp_path):
     marker = tmp_path / "owned"
-    torch.save({"conv1.weight": Evil(marker)}, tmp_path / "Wan2.2_VAE.pth")
+    torch.save({"conv1.weight": RunsACommand(marker)}, tmp_path / "Wan2.2_VAE.pth")
     with pytest.raises(CheckpointError, match=r"Wan2\.2_VAE\.pth is refused"):
         vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
-    (tmp_path / "Wan2.2_VAE.pth").write_bytes(pickle.dumps(Evil(marker)))
+    (tmp_path / "Wan2.2_VAE.pth").write_bytes(pickle.dumps(RunsACommand(marker)))
     with pytest.raises(CheckpointError, match="is refused"):
         vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
     assert not marker.exists()

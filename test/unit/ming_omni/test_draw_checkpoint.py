@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import Golden
+from lazy import LazyModule
 from sglang_ext_gen.checkpoint.component import StoredComponent, refuse
 from sglang_ext_gen.checkpoint.pickles import (
     checked_pickle,
@@ -20,7 +21,6 @@ from sglang_ext_gen.checkpoint.pickles import (
 )
 from sglang_ext_gen.cli.doctor import examine_model
 from sglang_ext_gen.errors import CheckpointError, ConfigError
-from sglang_ext_gen.models.ming_omni import tiny
 from sglang_ext_gen.models.ming_omni.checkpoint import (
     GLYPH_ENCODER,
     check_checkpoint,
@@ -29,6 +29,9 @@ from sglang_ext_gen.models.ming_omni.checkpoint import (
 )
 from sglang_ext_gen.models.ming_omni.config import BridgeConfig, TransformerConfig
 from sglang_ext_gen.registry import family_of, find_family
+
+byt5 = LazyModule("sglang_ext_gen.models.ming_omni.byt5")
+tiny = LazyModule("sglang_ext_gen.models.ming_omni.tiny")
 
 PARTS = {
     "connector": "model.safetensors",

@@ -18,9 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conftest import Golden
+from lazy import LazyModule
 from ming_drawing import golden_request
 from ming_studio import StoredThinker, Studio, golden_answers, psnr, stored_levels
-from sglang_ext_gen.models.ming_omni import connector, schedule, stages
+from sglang_ext_gen.models.ming_omni import connector, schedule
+
+stages = LazyModule("sglang_ext_gen.models.ming_omni.stages")
 
 pytestmark = pytest.mark.slow
 

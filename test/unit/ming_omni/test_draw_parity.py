@@ -9,17 +9,16 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
 
 from conftest import Golden
-from sglang_ext_gen.checkpoint.build import load_component
+from lazy import LazyModule
 from sglang_ext_gen.cli import convert
 from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.ming_omni import byt5, connector, schedule
+from sglang_ext_gen.models.ming_omni import connector, schedule
 from sglang_ext_gen.models.ming_omni.checkpoint import (
     BRIDGE,
     CONDITION_ENCODER,
@@ -29,8 +28,12 @@ from sglang_ext_gen.models.ming_omni.checkpoint import (
     VAE,
     glyph_config,
 )
-from sglang_ext_gen.models.ming_omni.dit import ZImageTransformer
-from sglang_ext_gen.models.ming_omni.pipeline import MingOmniImagePipeline
+
+if TYPE_CHECKING:
+    from sglang_ext_gen.models.ming_omni.dit import ZImageTransformer
+
+byt5 = LazyModule("sglang_ext_gen.models.ming_omni.byt5")
+build = LazyModule("sglang_ext_gen.checkpoint.build")
 
 pytestmark = pytest.mark.slow
 
@@ -52,17 +55,21 @@ def omni_root(omni_golden: Golden, diffusion_runtime: None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def transformer(root: Path) -> ZImageTransformer:
-    return load_component(TRANSFORMER.at(root), **FLOAT32)
+def transformer(root: Path) -> "ZImageTransformer":
+    return build.load_component(TRANSFORMER.at(root), **FLOAT32)
 
 
 def run_transformer(
-    transformer: ZImageTransformer,
+    transformer: "ZImageTransformer",
     latents: torch.Tensor,
     time: torch.Tensor,
     captions: list[torch.Tensor],
     reference: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    from sglang.multimodal_gen.runtime.managers.forward_context import (
+        set_forward_context,
+    )
+
     with (
         torch.no_grad(),
         set_forward_context(0, attn_metadata=None, forward_batch=None),
@@ -80,7 +87,7 @@ def run_transformer(
     [*((case, "pos") for case in CASES), ("t2i_neg", "neg")],
 )
 def test_condition_rows(case, side, root, drawing_golden):
-    encoder = load_component(CONDITION_ENCODER.at(root), **FLOAT32)
+    encoder = build.load_component(CONDITION_ENCODER.at(root), **FLOAT32)
     name = "negative_" if side == "neg" else ""
     states = drawing_golden.tensor(f"{case}.{name}thinker_hidden_states")[None]
     with torch.no_grad():
@@ -98,7 +105,7 @@ def test_condition_rows(case, side, root, drawing_golden):
 
 @pytest.mark.parametrize("case", ["t2i", "t2i_text", "edit"])
 def test_condition_rows_of_a_thinker(case, omni_root, omni_golden):
-    encoder = load_component(CONDITION_ENCODER.at(omni_root), **FLOAT32)
+    encoder = build.load_component(CONDITION_ENCODER.at(omni_root), **FLOAT32)
     with torch.no_grad():
         rows = encoder(omni_golden.tensor(f"{case}.query_hidden")[None])
     want = omni_golden.tensor(f"{case}.condition_embeds")[None]
@@ -121,7 +128,7 @@ def test_glyph_rows(golden_name, prefix, request, diffusion_runtime):
     assert torch.equal(
         mask[0], golden.tensor(f"{prefix}attention_mask").long().view(-1)
     )
-    encoder = load_component(GLYPH_ENCODER.at(golden.checkpoint), **FLOAT32)
+    encoder = build.load_component(GLYPH_ENCODER.at(golden.checkpoint), **FLOAT32)
     assert len(tokenizer) == config.vocab_size
     with torch.no_grad():
         rows = encoder(ids, mask)
@@ -173,7 +180,9 @@ def test_transformer_without_its_reference(transformer, drawing_golden):
 
 
 def test_transformer_in_bfloat16(root, drawing_golden):
-    transformer = load_component(TRANSFORMER.at(root), dtype=torch.bfloat16, device=CPU)
+    transformer = build.load_component(
+        TRANSFORMER.at(root), dtype=torch.bfloat16, device=CPU
+    )
     captions = [drawing_golden.tensor("t2i.cap_feats_pos")]
     got = run_transformer(
         transformer,
@@ -187,7 +196,7 @@ def test_transformer_in_bfloat16(root, drawing_golden):
 
 @pytest.mark.parametrize("case", OMNI_CASES)
 def test_transformer_of_the_integrated_checkpoint(case, omni_root, omni_golden):
-    transformer = load_component(TRANSFORMER.at(omni_root), **FLOAT32)
+    transformer = build.load_component(TRANSFORMER.at(omni_root), **FLOAT32)
     source = "t2i" if case == "t2i_cfg1" else case
     rows = [omni_golden.tensor(f"{source}.condition_embeds")]
     if case == "t2i_text":
@@ -242,7 +251,7 @@ def test_schedule_with_30_steps(root):
 
 
 def test_vae_in_both_directions(root, drawing_golden):
-    vae: Any = load_component(VAE.at(root), **FLOAT32)
+    vae: Any = build.load_component(VAE.at(root), **FLOAT32)
     config = VAE.at(root).config
     pixels = drawing_golden.tensor("edit.ref_pixels")
     with torch.no_grad():
@@ -268,10 +277,10 @@ def test_convert_command_writes_what_the_loader_prefers(omni_root, tmp_path, cap
         "byt5_model.safetensors",
         "byt5_mapper.safetensors",
     }
-    expected = load_component(GLYPH_ENCODER.at(omni_root), **FLOAT32)
+    expected = build.load_component(GLYPH_ENCODER.at(omni_root), **FLOAT32)
     for pickled in (copy / "byt5").rglob("*.pt"):
         pickled.unlink()
-    found = load_component(GLYPH_ENCODER.at(copy), **FLOAT32)
+    found = build.load_component(GLYPH_ENCODER.at(copy), **FLOAT32)
     for name, tensor in found.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
 
@@ -282,7 +291,7 @@ def test_malicious_pickle_stops_the_load(omni_root, tmp_path):
     file = copy / "byt5" / "byt5_model" / "byt5_model.pt"
     file.write_bytes(pickle.dumps(Malicious(trace)))
     with pytest.raises(CheckpointError, match="is refused"):
-        load_component(GLYPH_ENCODER.at(copy), **FLOAT32)
+        build.load_component(GLYPH_ENCODER.at(copy), **FLOAT32)
     assert not trace.exists()
 
 
@@ -297,6 +306,8 @@ class Malicious:
 
 
 def test_checkpoint_without_lettering_leaves_the_encoder_out(omni_root, tmp_path):
+    from sglang_ext_gen.models.ming_omni.pipeline import MingOmniImagePipeline
+
     copy = Path(shutil.copytree(omni_root, tmp_path / "copy"))
     pipeline: Any = MingOmniImagePipeline.__new__(MingOmniImagePipeline)
     assert pipeline.unneeded_components(copy, None) == set()

@@ -401,18 +401,3 @@ def test_the_page_on_upgrades_has_the_steps_of_the_command():
     headings = re.findall(r"^## (\d+)\. (.+)$", page, re.M)
     titles = [step.title for step in upgrade.steps({})]
     assert headings == [(str(n), title) for n, title in enumerate(titles, 1)]
-
-
-@pytest.mark.slow
-def test_doctor_proves_the_registration(capsys):
-    assert exit_code("doctor", "--json", "--upgrade") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {step["state"] for step in found["upgrade"]} == {"ok"}
-    process = found["process"]
-    assert process["families"] == {family.name: True for family in FAMILIES}
-    # Hooks of the language model runtime are applied in its own processes.
-    assert process["hooks"] == {
-        hook.target: True
-        for hook in doctor.hooks.HOOKS
-        if hook.runtime in ("diffusion", "cli")
-    }

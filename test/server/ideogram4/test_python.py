@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ideogram 4 through ``DiffGenerator``, with real worker processes on the CPU."""
+"""Ideogram 4 through ``DiffGenerator``, with a real worker process on the CPU.
 
-from collections.abc import Iterator
+So does ``sglang-ext-gen generate``, which starts it itself elsewhere.
+"""
+
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,13 @@ import pytest
 from conftest import Golden
 from images import psnr
 from server.servers import float32_generator
+from sglang_ext_gen.cli.running import TIMING_VARIABLES
 from sglang_ext_gen.errors import GenerationError, RequestError
 
 pytestmark = pytest.mark.slow
 
 SIZE = {"width": 256, "height": 256}
+COMMAND_FORM = ("--precision", "float32", "--json")
 SHORT = {"num_inference_steps": 4, "guidance_schedule": [7.0, 5.0, 3.0, 1.0]}
 
 
@@ -25,10 +31,14 @@ def generator(ideogram4_golden: Golden, tmp_path_factory) -> Iterator[Any]:
     # Stock would send this name to diffusers; we go by the content.
     checkpoint = folder / "my-model-4bit"
     checkpoint.symlink_to(ideogram4_golden.checkpoint)
-    with float32_generator(
-        checkpoint, text_encoder_precisions=("fp32",), output_path=str(folder)
-    ) as generator:
-        yield generator
+    with pytest.MonkeyPatch.context() as patch:
+        # As the commands do, so that the worker times its steps.
+        for variable in TIMING_VARIABLES:
+            patch.setenv(variable, "1")
+        with float32_generator(
+            checkpoint, text_encoder_precisions=("fp32",), output_path=str(folder)
+        ) as generator:
+            yield generator
 
 
 def generate(generator: Any, **fields: Any) -> list[Path]:
@@ -124,3 +134,50 @@ def test_a_failure_in_the_worker_raises_with_its_message(generator) -> None:
     with pytest.raises(GenerationError, match=r"blocked\.png"):
         generate(generator, prompt="a cat", output_file_name="blocked.png", **SHORT)
     generate(generator, prompt="a cat", output_file_name="after.png", **SHORT)
+
+
+def test_the_command_writes_the_references_picture(
+    generator: Any,
+    command_on: Callable[..., int],
+    ideogram4_golden: Golden,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    request = ideogram4_golden.json["request"]
+    picture = tmp_path / "golden.png"
+    code = command_on(
+        generator,
+        *("generate", str(ideogram4_golden.checkpoint), *COMMAND_FORM),
+        *("--prompt", request["prompt"], "--output", str(picture)),
+        *("--width", str(request["width"]), "--height", str(request["height"])),
+        *("--seed", str(request["seed"]), "--preset", request["preset"]),
+    )
+    captured = capfd.readouterr()
+    assert code == 0, captured.err[-3000:]
+    answer = json.loads(captured.out)
+    assert [output["path"] for output in answer["outputs"]] == [str(picture)]
+    assert len(answer["seconds_per_step"]) == 20
+    assert psnr(picture, ideogram4_golden.png) >= 48
+
+
+def test_the_command_gives_the_workers_reason(
+    generator: Any,
+    command_on: Callable[..., int],
+    ideogram4_golden: Golden,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    blocked = tmp_path / "blocked.png"
+    blocked.mkdir()
+    code = command_on(
+        generator,
+        *("generate", str(ideogram4_golden.checkpoint), *COMMAND_FORM),
+        *("--prompt", "a cat", "--width", "256", "--height", "256"),
+        *("--preset", "V4_INSTANT_8", "--num-inference-steps", "1"),
+        *("--output", str(blocked)),
+    )
+    captured = capfd.readouterr()
+    assert (code, captured.out) == (1, "")
+    last_line = captured.err.strip().splitlines()[-1]
+    assert last_line.startswith("sglang-ext-gen generate: "), captured.err[-3000:]
+    assert "blocked.png" in last_line

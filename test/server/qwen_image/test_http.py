@@ -15,7 +15,13 @@ from safetensors.torch import load_file, save_file
 from conftest import GOLDEN_ROOT
 from images import psnr, read_rgb
 from qwen_image_runtime import write_adapter
-from server.bad_requests import IMAGES, QWEN_IMAGE, QWEN_IMAGE_GOOD, BadRequest
+from server.bad_requests import (
+    IMAGES,
+    QWEN_IMAGE,
+    QWEN_IMAGE_GOOD,
+    BadRequest,
+    live,
+)
 from server.servers import FLOAT32, Server
 
 pytestmark = pytest.mark.slow
@@ -36,7 +42,7 @@ def server(
     # Found by its content: neither the name nor a parent says what it is.
     checkpoint = tmp_path_factory.mktemp("any") / "folder"
     checkpoint.symlink_to(GOLDEN / "Qwen-Image", target_is_directory=True)
-    # For adapters; the routes are closed by default (test_ideogram4_http.py).
+    # For adapters; the routes are closed by default (ideogram4/test_http.py).
     return serve(checkpoint, *FLOAT32, SGLANG_EXT_GEN_ALLOW_CONTROL_ROUTES="1")
 
 
@@ -88,7 +94,7 @@ def test_fields_change_the_picture(openai: OpenAI) -> None:
 
 
 # The control routes of this server are open, those rows are for others.
-BAD = [case for case in QWEN_IMAGE if case.status != 403]
+BAD = [case for case in live(QWEN_IMAGE) if case.status != 403]
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.name)

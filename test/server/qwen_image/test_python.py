@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Qwen-Image-Edit through ``DiffGenerator``, with a real worker process."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN_ROOT
-from images import psnr
+from images import psnr, read_rgb
+from qwen_image_golden import golden_command
 from qwen_image_runtime import write_adapter, write_picture
-from server.servers import free_ports
+from server.servers import float32_generator
 from sglang_ext_gen.errors import RequestError
 
 pytestmark = pytest.mark.slow
@@ -26,17 +28,9 @@ SMALL["reference_pixels"] = 192 * 192
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The golden checkpoint in float32."""
-    from sglang.multimodal_gen import DiffGenerator
-
-    _, scheduler_port, master_port = free_ports()
-    with DiffGenerator.from_pretrained(
-        model_path=str(CHECKPOINT),
-        backend="sglang",
-        dit_precision="fp32",
-        vae_precision="fp32",
+    with float32_generator(
+        CHECKPOINT,
         text_encoder_precisions=("fp32",),
-        scheduler_port=scheduler_port,
-        master_port=master_port,
         output_path=str(tmp_path_factory.mktemp("python")),
     ) as running:
         yield running
@@ -153,3 +147,34 @@ def test_set_lora_says_what_it_reached(
     generator.unmerge_lora_weights()
     (back,) = edit(generator, **fields)
     assert (back - plain).abs().max() < 1e-4
+
+
+def test_the_command_writes_the_references_picture(
+    generator: Any,
+    command_on: Callable[..., int],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    picture = tmp_path / "edit.png"
+    words = golden_command("edit", CHECKPOINT.name, picture)
+    reference = ("--image-path", str(GOLDEN / "input_0.png"))
+    code = command_on(generator, *words, *reference)
+    captured = capfd.readouterr()
+    assert code == 0, captured.err[-3000:]
+    assert str(picture) in json.dumps(json.loads(captured.out))
+    assert psnr(picture, GOLDEN / "golden.png") >= 48
+
+
+def test_the_demo_makes_its_pictures(
+    generator: Any,
+    command_on: Callable[..., int],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = ("demo", "qwen_image_edit", "--output", str(tmp_path), "--steps", "2")
+    assert command_on(generator, *words) == 0
+    printed = capfd.readouterr().out
+    for number in (1, 2):
+        picture = tmp_path / f"qwen_image_edit-{number}.png"
+        assert read_rgb(picture).shape == (192, 256, 3)
+        assert picture.name in printed

@@ -4,8 +4,7 @@
 The last tests kill the gateway's upstreams, so the order of this file matters.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +17,9 @@ from conftest import Golden
 from images import read_rgb
 from server.lance_requests import (
     MIN_PSNR,
-    PRESETS,
     data_url,
     request_of,
     worst_psnr,
-    write_source_video,
 )
 from server.one_port import (
     at_once,
@@ -34,39 +31,22 @@ from server.one_port import (
     kill_when_busy,
     pictures,
     refused,
-    serving_one_port,
     streamed,
     wait_until,
     worker_of,
 )
-from server.servers import Server, sglang_command
+from server.servers import Server
 
 pytestmark = pytest.mark.slow
 
 NAME = "lance"
-THINKER = (
-    "--max-total-tokens 8192 --context-length 2048 --mem-fraction-static 0.2 "
-    f"--skip-server-warmup --mm-process-config '{json.dumps(PRESETS)}'"
-)
-FLAGS = (
-    *("--served-model-name", NAME, "--precision", "float32"),
-    f"--thinker-args={THINKER}",
-    "--generator-args=--image-encoder-precision fp32 --sleep-on-idle",
-)
+
 SMALL = {"num_inference_steps": 3, "output_format": "png"}
 
 
 @pytest.fixture(scope="module")
-def golden(golden_dir: Callable[[str], Path]) -> Golden:
-    return Golden(golden_dir("lance"))
-
-
-@pytest.fixture(scope="module")
-def server(golden: Golden, tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("one_port")
-    command = (sglang_command(), "serve", str(golden.path / "checkpoint"))
-    with serving_one_port(command, folder, *FLAGS) as running:
-        yield running
+def server(one_port: Server) -> Server:
+    return one_port
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +56,8 @@ def client(server: Server) -> Iterator[OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def video(golden: Golden, tmp_path_factory) -> Path:
-    return write_source_video(golden, tmp_path_factory.mktemp("video") / "in.mp4")
+def video(source_video: Path) -> Path:
+    return source_video
 
 
 def question(golden: Golden, video: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ The thinker is a real server of SGLang's language model runtime, started by the 
 from ``thinker_args``; both read the integrated golden checkpoint.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +20,7 @@ from conftest import Golden
 from images import psnr
 from ming_drawing import CASES, FILE_DB, golden_png, golden_request
 from server.ming import FLAGS
-from server.servers import free_ports, run_command
+from server.servers import float32_generator
 from sglang_ext_gen.errors import GenerationError, RequestError
 
 pytestmark = pytest.mark.slow
@@ -33,8 +32,8 @@ RESTART_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
-def golden(golden_dir) -> Golden:
-    return Golden(golden_dir("ming_omni"))
+def golden(omni_golden: Golden) -> Golden:
+    return omni_golden
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +44,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def generator(golden: Golden, folder: Path) -> Iterator[Any]:
     """The golden checkpoint in float32; the thinker is its child's child."""
-    from sglang.multimodal_gen import DiffGenerator
-
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _, scheduler_port, master_port = free_ports()
-    generator = DiffGenerator.from_pretrained(
-        model_path=str(golden.checkpoint),
-        backend="sglang",
-        dit_precision="fp32",
-        vae_precision="fp32",
+    with float32_generator(
+        golden.checkpoint,
         text_encoder_precisions=("fp32",),
         thinker_args=list(FLAGS),
-        sleep_on_idle=True,
-        scheduler_port=scheduler_port,
-        master_port=master_port,
         output_path=str(folder),
-    )
-    yield generator
-    thinkers = thinker_processes()
-    assert len(thinkers) == 1
-    generator.shutdown()
+    ) as running:
+        yield running
+        thinkers = thinker_processes()
+        assert len(thinkers) == 1
     _, alive = psutil.wait_procs(thinkers, timeout=SOON_SECONDS)
     assert alive == [], "the thinker outlived its generator"
 
@@ -178,7 +166,7 @@ def test_bad_request_is_refused_and_the_next_one_runs(fields, message, generator
 
 
 def test_dead_thinker_is_an_error_and_comes_back(generator):
-    """It starts the thinker anew, so it is one of the last."""
+    """It starts the thinker anew, so it is the last."""
     known = {"prompt": "a fox in the snow", "seed": 4, **SMALL}
     [before] = draw(generator, **known)
     for process in thinker_processes():
@@ -198,25 +186,3 @@ def test_dead_thinker_is_an_error_and_comes_back(generator):
         except GenerationError:
             assert time.monotonic() < deadline, "it was not started again"
             time.sleep(2)
-
-
-def test_restarted_parts_write_the_same_bytes(generator, golden, folder):
-    """A new worker, by the command line, and the thinker that was just started anew."""
-    fields = {"prompt": "a fox in the snow", "seed": 4, **SMALL}
-    [thinker] = thinker_processes()
-    words = thinker.cmdline()
-    port = words[words.index("--port") + 1]
-    picture = folder / "theirs.png"
-    request = [
-        word
-        for name, value in fields.items()
-        for word in ("--" + name.replace("_", "-"), str(value))
-    ]
-    run = run_command(
-        folder,
-        *("generate", str(golden.checkpoint), *request, "--precision", "float32"),
-        *("--thinker-url", f"http://127.0.0.1:{port}", "--output", str(picture)),
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    # Written by the first worker, from what the first thinker said.
-    assert picture.read_bytes() == (folder / "first.png").read_bytes()

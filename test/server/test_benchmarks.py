@@ -2,42 +2,50 @@
 """The benchmarks run at their tiny size, say what was measured, and keep promises."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.servers import run_program
+
 pytestmark = pytest.mark.slow
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmark"
+PROGRAM = Path(__file__).with_name("benchmarks_in_turn.py")
+NAMES = ("fp8_linear", "ming_image", "loading", "denoise", "qwen_image", "lance")
+
+Run = Callable[[str], tuple[str, dict[str, Any]]]
 
 
-def run(script: str) -> tuple[str, dict[str, Any]]:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Output of a benchmark, and its last line, which is JSON."""
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--tiny"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
+    folder = tmp_path_factory.mktemp("benchmarks")
+    scripts = [f"bench_{name}.py" for name in NAMES]
+    done = run_program(folder, PROGRAM, folder, *scripts, timeout=1200)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout, json.loads(done.stdout.splitlines()[-1])
+
+    def read(name: str) -> tuple[str, dict[str, Any]]:
+        code, output, errors = (
+            (folder / f"bench_{name}.py.{suffix}").read_text("utf-8")
+            for suffix in ("code", "out", "err")
+        )
+        assert code == "0", f"{output}\n{errors}"
+        return output, json.loads(output.splitlines()[-1])
+
+    return read
 
 
-def test_bench_fp8_linear() -> None:
-    _, record = run("bench_fp8_linear.py")
+def test_bench_fp8_linear(run: Run) -> None:
+    _, record = run("fp8_linear")
     assert {"hardware", "commit", "torch", "seed"} <= record.keys()
     assert record["rows"]
 
 
-def test_bench_ming_image() -> None:
+def test_bench_ming_image(run: Run) -> None:
     """The part in one process; the other one starts two servers."""
-    output, record = run("bench_ming_image.py")
+    output, record = run("ming_image")
     assert {"hardware", "commit", "versions", "seed"} <= record.keys()
     assert record["transformer"].keys() == {"text to image", "edit"}
     for row in record["transformer"].values():
@@ -45,16 +53,16 @@ def test_bench_ming_image() -> None:
     assert "fastest ms" in output
 
 
-def test_bench_loading() -> None:
-    _, record = run("bench_loading.py")
+def test_bench_loading(run: Run) -> None:
+    _, record = run("loading")
     assert {"hardware", "commit", "sglang", "torch", "seed"} <= record.keys()
     assert record["written_bytes"] > 4 * record["shard_bytes"]
     # One shard, and what the process allocates meanwhile: 15 MB, whatever the size.
     assert record["peak_beyond_bytes"] < record["shard_bytes"] + (32 << 20)
 
 
-def test_bench_denoise() -> None:
-    output, record = run("bench_denoise.py")
+def test_bench_denoise(run: Run) -> None:
+    output, record = run("denoise")
     assert {"hardware", "commit", "versions", "seed"} <= record.keys()
     assert "diffusers: not measured" in output
     timings = {
@@ -68,8 +76,8 @@ def test_bench_denoise() -> None:
     assert ours["dit_ratio_of_bf16"] <= 0.55
 
 
-def test_bench_qwen_image() -> None:
-    _, record = run("bench_qwen_image.py")
+def test_bench_qwen_image(run: Run) -> None:
+    _, record = run("qwen_image")
     assert {"hardware", "commit", "versions", "seed"} <= record.keys()
     sides = ("ours", "ours fp8", "stock", "diffusers")
     timings = {
@@ -86,8 +94,8 @@ def test_bench_qwen_image() -> None:
     assert fp8["dit_ratio_of_bf16"] <= 0.6
 
 
-def test_bench_lance() -> None:
-    output, record = run("bench_lance.py")
+def test_bench_lance(run: Run) -> None:
+    output, record = run("lance")
     assert {"hardware", "commit", "versions", "seed"} <= record.keys()
     tasks = ["t2i", "image_edit", "t2v", "i2v", "video_edit"]
     assert [row["task"] for row in record["steps"]] == tasks

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lance over HTTP: a real server, the ``openai`` client, the golden checkpoint."""
+"""Lance over HTTP: a real server, the ``openai`` client, the golden checkpoint.
+
+It is the generator's server behind the one port, asked at its own address.
+"""
 
 import base64
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from server.lance_requests import (
     request_of,
     video_bytes,
     worst_psnr,
-    write_source_video,
 )
+from server.one_port import as_server
 from server.servers import Server
 
 pytestmark = pytest.mark.slow
@@ -33,22 +35,11 @@ SMALL = {"seed": 1, "num_inference_steps": 3}
 # half the size, and the test's videos are noise.
 LOSSLESS = {"output_compression": 100}
 MIN_LUMA_PSNR = 45.0
-FLOAT32 = (
-    *("--dit-precision", "fp32"),
-    *("--vae-precision", "fp32"),
-    *("--image-encoder-precision", "fp32"),
-)
 
 
 @pytest.fixture(scope="module")
-def golden(golden_dir: Callable[[str], Path]) -> Golden:
-    return Golden(golden_dir("lance"))
-
-
-@pytest.fixture(scope="module")
-def server(serve: Callable[..., Server], golden: Golden) -> Server:
-    # Alone: with the language model beside it, test_lance_one_port.py runs it.
-    return serve(golden.path / "checkpoint", "--model-type", "diffusion", *FLOAT32)
+def server(one_port: Server) -> Server:
+    return as_server(one_port, "generator")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +48,8 @@ def openai(server: Server) -> OpenAI:
 
 
 @pytest.fixture(scope="module")
-def video(golden: Golden, tmp_path_factory) -> Path:
-    return write_source_video(golden, tmp_path_factory.mktemp("video") / "in.mp4")
+def video(source_video: Path) -> Path:
+    return source_video
 
 
 def own_fields(golden: Golden, name: str, video: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lance through ``DiffGenerator``, with real worker processes on the CPU."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from server.lance_requests import (
     MIN_PSNR,
     request_of,
     worst_psnr,
-    write_source_video,
 )
-from server.servers import free_ports
+from server.servers import float32_generator
 from sglang_ext_gen.errors import RequestError
 
 pytestmark = pytest.mark.slow
@@ -27,38 +26,24 @@ SMALL = {"width": 64, "height": 48, "num_inference_steps": 3}
 
 
 @pytest.fixture(scope="module")
-def golden(golden_dir: Callable[[str], Path]) -> Golden:
-    return Golden(golden_dir("lance"))
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("lance")
 
 
 @pytest.fixture(scope="module")
-def video(golden: Golden, folder: Path) -> Path:
-    return write_source_video(golden, folder / "source.mp4")
+def video(source_video: Path) -> Path:
+    return source_video
 
 
 @pytest.fixture(scope="module")
 def generator(golden: Golden, folder: Path) -> Iterator[Any]:
     """The golden checkpoint in float32, all tasks."""
-    from sglang.multimodal_gen import DiffGenerator
-
-    _, scheduler_port, master_port = free_ports()
-    generator = DiffGenerator.from_pretrained(
-        model_path=str(golden.path / "checkpoint"),
-        backend="sglang",
-        dit_precision="fp32",
-        vae_precision="fp32",
+    with float32_generator(
+        golden.path / "checkpoint",
         image_encoder_precision="fp32",
-        scheduler_port=scheduler_port,
-        master_port=master_port,
         output_path=str(folder),
-    )
-    yield generator
-    generator.shutdown()
+    ) as running:
+        yield running
 
 
 def run(generator: Any, **fields: Any) -> list[np.ndarray]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thinker in a real ``sgl.Engine``, float32, against the official code."""
+"""The thinker in a real ``sgl.Engine``, float32, against the official code.
+
+With SGLang's prefix cache, empty and full; ``test_serve.py`` runs it without one.
+"""
 
 import asyncio
 
@@ -9,15 +12,16 @@ import torch
 from conftest import Golden
 from server.ming import (
     CHAT_CASES,
+    ENGINE,
     GENERATION_CASES,
     GREEDY,
     ONE_TOKEN,
     THRESHOLD,
-    engine_arguments,
     golden_request,
     max_error,
     query_error,
 )
+from server.servers import started_engine
 
 pytestmark = pytest.mark.slow
 CASES = ("a_raw", *CHAT_CASES)
@@ -28,16 +32,10 @@ def golden(golden_dir) -> Golden:
     return Golden(golden_dir("ming_thinker"))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["cached", "uncached"])
-def engine(request, golden):
-    import sglang
-
-    # One start per setting: about a minute of CPU time each.
-    running = sglang.Engine(
-        **engine_arguments(golden.path, disable_radix_cache=request.param)
-    )
-    yield running
-    running.shutdown()
+@pytest.fixture(scope="module")
+def engine(golden):
+    with started_engine(golden.path, **ENGINE) as running:
+        yield running
 
 
 def generate(engine, request, **options):
@@ -48,29 +46,39 @@ def generate(engine, request, **options):
 
 
 def check_chat(golden, case, output):
-    """Tokens identical; every hidden state that was computed within the threshold."""
+    """Tokens identical; every hidden state that was computed within the threshold.
+
+    Returns:
+        How many tokens of the prompt came from the cache.
+    """
     assert output["output_ids"] == golden.json["cases"][case]["greedy_ids"]
     got = torch.tensor(output["meta_info"]["hidden_states"][0])
     expected = golden.tensor(f"{case}.hidden")
     cached = output["meta_info"]["cached_tokens"]
     assert len(got) == len(expected) - cached
     assert max_error(got, expected[cached:]) < THRESHOLD
+    return cached
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_case_alone(engine, golden, case):
-    output = generate(
-        engine,
-        golden_request(golden, case),
-        sampling_params=GREEDY,
-        return_hidden_states=True,
-    )
-    check_chat(golden, case, output)
+    def ask():
+        return generate(
+            engine,
+            golden_request(golden, case),
+            sampling_params=GREEDY,
+            return_hidden_states=True,
+        )
+
+    engine.flush_cache()
+    assert check_chat(golden, case, ask()) == 0
+    assert check_chat(golden, case, ask()) > 0
 
 
 @pytest.mark.parametrize("case", GENERATION_CASES)
 def test_query_states_come_complete_every_time(engine, golden, case):
     request = golden_request(golden, case)
+    engine.flush_cache()
     cached = []
     for _ in range(3):
         output = generate(engine, request, sampling_params=ONE_TOKEN)
@@ -78,8 +86,7 @@ def test_query_states_come_complete_every_time(engine, golden, case):
         cached.append(output["meta_info"]["cached_tokens"])
     prompt = golden.json["cases"][case]["prompt_len"]
     # The prompt and the block's start marker are found in the cache, the block is not.
-    expected = 0 if engine.server_args.disable_radix_cache else prompt + 1
-    assert cached[1:] == [expected] * 2
+    assert cached == [0, prompt + 1, prompt + 1]
 
 
 def test_all_cases_together(engine, golden):

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lance answers behind a real ``launch_server``, driven with the ``openai`` client.
 
-The server is given the checkpoint root, so it runs ``Lance_3B_Video`` as the official
-script does; ``test_lance_engine.py`` runs ``Lance_3B``.
+It is the language model's server behind the one port, asked at its own address, and
+was given the checkpoint root: it runs ``Lance_3B_Video``, as the official script does.
+``test_engine.py`` runs ``Lance_3B``.
 """
 
 import base64
 import io
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,13 +20,8 @@ import pytest
 from PIL import Image
 
 from conftest import Golden
-from server.lance_requests import (
-    PRESETS,
-    data_url,
-    video_bytes,
-    write_source_video,
-)
-from server.ming import thinker_server
+from server.lance_requests import data_url, video_bytes
+from server.one_port import as_server
 from server.servers import Server
 
 pytestmark = pytest.mark.slow
@@ -35,16 +31,8 @@ GREEDY = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def golden(golden_dir) -> Golden:
-    return Golden(golden_dir("lance"))
-
-
-@pytest.fixture(scope="module")
-def server(golden: Golden, tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("thinker")
-    flags = ("--mm-process-config", json.dumps(PRESETS))
-    with thinker_server(golden.path / "checkpoint", folder, *flags) as running:
-        yield running
+def server(one_port: Server) -> Server:
+    return as_server(one_port, "thinker")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +44,8 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def video(golden: Golden, tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("video") / "source.mp4"
-    return data_url(write_source_video(golden, file))
+def video(source_video: Path) -> str:
+    return data_url(source_video)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +96,14 @@ def test_video_chat_equals_the_official_answer(client, golden, video):
 
 def test_tokens_equal_the_official_ones(server, golden, video):
     case = golden.json["cases"]["x2t_video"]
-    answer = generate(
-        server, text=case["prompt"], video_data=video, sampling_params=GREEDY
-    )
-    assert answer["output_ids"] == golden.tensor("x2t_video.output_ids").tolist()
+    for _ in range(2):
+        answer = generate(
+            server, text=case["prompt"], video_data=video, sampling_params=GREEDY
+        )
+        assert answer["output_ids"] == golden.tensor("x2t_video.output_ids").tolist()
+        assert answer["meta_info"]["prompt_tokens"] == case["sequence_length"]
+    # The second time the prompt comes from the prefix cache.
+    assert answer["meta_info"]["cached_tokens"] > 100
 
 
 def test_chat_about_a_picture_is_the_raw_prompt_with_the_instruction(

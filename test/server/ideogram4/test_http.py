@@ -16,7 +16,7 @@ from openai import BadRequestError, OpenAI
 
 from conftest import Golden
 from images import psnr, read_rgb
-from server.bad_requests import GOOD, IDEOGRAM4, IMAGES, BadRequest
+from server.bad_requests import GOOD, IDEOGRAM4, IMAGES, BadRequest, live
 from server.servers import FLOAT32, Server
 
 pytestmark = pytest.mark.slow
@@ -160,7 +160,7 @@ def timed(server: Server, case: BadRequest) -> tuple[httpx.Response, float]:
     return response, time.monotonic() - start
 
 
-@pytest.mark.parametrize("case", IDEOGRAM4, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", live(IDEOGRAM4), ids=lambda case: case.name)
 def test_bad_requests_are_refused_and_leave_no_trace(
     server: Server, good_picture: bytes, case: BadRequest
 ):

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports that wait until a test runs, so that collecting tests is fast."""
+
+from importlib import import_module
+from typing import Any
+
+
+class LazyModule:
+    """A module by its name, imported when an attribute is first used or replaced."""
+
+    def __init__(self, name: str) -> None:
+        self.__dict__["_name"] = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(import_module(self._name), attribute)
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        setattr(import_module(self._name), attribute, value)
