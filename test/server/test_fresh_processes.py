@@ -121,8 +121,10 @@ def test_external_model_package_works_in_both_runtimes(found, checkpoints):
 
 def test_doctor_proves_the_registration(capsys):
     count_start("doctor")
-    assert main(["doctor", "--json"]) == 0
-    process = json.loads(capsys.readouterr().out)["process"]
+    assert main(["doctor", "--json", "--upgrade"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {step["state"] for step in found["upgrade"]} == {"ok"}
+    process = found["process"]
     assert process["families"] == {family.name: True for family in FAMILIES}
     # Hooks of the language model runtime are applied in its own processes.
     assert process["hooks"] == {
