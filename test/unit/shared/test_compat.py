@@ -194,7 +194,7 @@ def constants(sources, pattern):
             if isinstance(node, ast.Constant) and re.fullmatch(
                 pattern, str(node.value)
             ):
-                yield node.value, file.as_posix()
+                yield str(node.value), file.as_posix()
 
 
 def listed(*kinds):

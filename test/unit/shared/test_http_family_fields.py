@@ -26,7 +26,7 @@ TABLE = (
     RequestField("motto", "str", "Invented.", max_length=5),
     RequestField("background", "str", "The family's own.", choices=("sea", "sky")),
 )
-SOURCES = (RequestField("image_path", "strs", "Pictures.", doors="cli"),)
+SOURCES = (RequestField("image_path", "strs", "Pictures.", interfaces="cli"),)
 
 
 def check(values: Mapping[str, Any]) -> dict[str, Any]:
