@@ -47,7 +47,10 @@ def client() -> TestClient:
     @app.post(images.PATH)
     @app.post(videos.PATH)
     async def echo(request: Request) -> Any:
-        return await request.json()
+        body = await request.json()
+        if body["prompt"] == "be refused in the worker":
+            raise RuntimeError("Error executing request 8d-1: image_path: too dark")
+        return body
 
     return TestClient(app)
 
@@ -103,3 +106,13 @@ def test_a_familys_field_is_checked(client, path, as_form, name, value, message)
     error = reply.json()["error"]
     assert error["param"] == name
     assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [(edits.PATH, "image"), (videos.PATH, "input_reference")]
+)
+def test_a_refusal_of_the_worker_has_the_clients_name(client, path, name):
+    reply = post(client, path, True, prompt="be refused in the worker")
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert (error["message"], error["param"]) == (f"{name}: too dark", name)
