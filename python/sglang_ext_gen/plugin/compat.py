@@ -18,7 +18,6 @@ _RUN = f"{_GEN}.runtime"
 # Module -> symbol -> the parameters (of a class: of its constructor) that we name.
 # Symbols with a dot are members that we call, override or read.
 STOCK: dict[str, dict[str, str]] = {
-    f"{_RUN}.utils.weight_attrs": {"set_weight_attrs": ""},
     f"{_RUN}.utils.vision": {"preprocess_image": ""},
     f"{_RUN}.platforms": {"current_platform": ""},
     f"{_RUN}.pipelines_core.diffusion_scheduler_utils": {"calculate_linear_shift": ""},
@@ -32,6 +31,7 @@ STOCK: dict[str, dict[str, str]] = {
     f"{_RUN}.loader.component_loaders.transformer_loader": {"TransformerLoader": ""},
     f"{_RUN}.layers.quantization.configs.base_config": {"QuantizationConfig": ""},
     f"{_RUN}.layers.linear": {
+        "ColumnParallelLinear": "",
         "LinearBase": "",
         "LinearMethodBase": "",
         "RowParallelLinear": "",
