@@ -17,15 +17,5 @@ def is_quantized_weight(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def fp8_quality(path: Path) -> Iterator[tuple[str, float]]:
-    """What ``--weight-format fp8`` would do to a checkpoint.
-
-    Args:
-        path: The checkpoint.
-
-    Yields:
-        Name of each quantised weight and its signal-to-noise ratio in dB.
-
-    Raises:
-        CheckpointError: The transformer's files cannot be read.
-    """
+    """``quality_of_file`` for a checkpoint with ``weight_format=fp8``."""
     return quality_of_file(TRANSFORMER.at(path).file, is_quantized_weight)

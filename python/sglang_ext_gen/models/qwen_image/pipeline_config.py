@@ -89,11 +89,7 @@ class QwenImageConfig(FamilyPipelineConfig):
             )
 
     def check_folder(self, folder: Path) -> None:
-        """Refuse a damaged checkpoint.
-
-        Raises:
-            CheckpointError: Names the problems.
-        """
+        """Refuse a damaged checkpoint; see the base class."""
         refuse(folder, check_checkpoint(folder))
 
 

@@ -124,20 +124,7 @@ EDIT_REQUEST_FIELDS: tuple[RequestField, ...] = (
 
 
 def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the fields of a text-to-image request, alone and together.
-
-    Args:
-        values: Fields that the user gave; ``None`` means not given. Names that
-            are not in ``REQUEST_FIELDS`` are not looked at.
-
-    Returns:
-        The given fields in their own types, ``guidance_scale`` as
-        ``true_cfg_scale``.
-
-    Raises:
-        RequestError: Names the first field that cannot be used, its value and
-            what is allowed.
-    """
+    """``check_given`` and what fields mean together; ``guidance_scale`` is merged."""
     return _check(values, REQUEST_FIELDS)
 
 

@@ -76,11 +76,7 @@ class QwenImageReferenceStage(ImageVAEEncodingStage):
         return batch
 
     def preprocess(self, image: Any) -> Tensor:
-        """Nothing to do: references come as tensors from -1 to 1.
-
-        Stock scales a tensor without a negative value once more, which makes a
-        bright reference brighter.
-        """
+        """References come from -1 to 1; stock would scale a bright one once more."""
         return image
 
     def build_dedup_fingerprint(

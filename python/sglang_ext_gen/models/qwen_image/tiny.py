@@ -51,16 +51,7 @@ MID_SIZE = {**TRANSFORMER, "num_attention_heads": 16, "num_layers": 4}
 def write_tiny(
     path: Path, seed: int = 0, transformer: dict[str, Any] = TRANSFORMER
 ) -> None:
-    """Write a complete text-to-image checkpoint; the same seed gives the same bytes.
-
-    Args:
-        path: A new or empty folder.
-        seed: Of the random weights.
-        transformer: Its config: ``TRANSFORMER``, ``MID_SIZE`` or another.
-
-    Raises:
-        ConfigError: ``path`` exists and is not an empty folder.
-    """
+    """Fill a new folder for text to image; the same seed gives the same bytes."""
     with new_folder(path) as folder:
         _write_common(folder, PIPELINE_CLASS, seed, transformer)
 
