@@ -117,7 +117,8 @@ def test_requests_are_batched_apart_by_the_table(changes: Any, is_apart: bool) -
 
 
 def test_a_batch_key_is_hashable_and_of_equal_lists_equal() -> None:
-    keys = {Params(weights=[1, 2]).batch_key(), Params(weights=[1.0, 2.0]).batch_key()}
+    lists: list[dict[str, Any]] = [{"weights": [1, 2]}, {"weights": [1.0, 2.0]}]
+    keys = {Params(**values).batch_key() for values in lists}
     assert len(keys) == 1
 
 
