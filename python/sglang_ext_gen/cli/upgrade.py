@@ -39,10 +39,12 @@ class Step:
 
 def steps(process: Mapping[str, Any]) -> list[Step]:
     """The state of every step, from what a fresh process found."""
-    found = [(title, state, tuple(look(process))) for title, state, look in _STEPS]
-    return [
-        Step(title, state if lines else "ok", lines) for title, state, lines in found
-    ]
+    found = []
+    for title, worst, look in _STEPS:
+        lines = tuple(look(process))
+        state: State = worst if lines else "ok"
+        found.append(Step(title, state, lines))
+    return found
 
 
 def render(found: Iterable[Step]) -> str:

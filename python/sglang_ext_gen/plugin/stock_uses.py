@@ -197,7 +197,8 @@ def _read_class(node: ast.ClassDef, names: dict[str, str]) -> _Class:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
             members[statement.name] = statement
         elif isinstance(statement, ast.Assign | ast.AnnAssign):
-            targets = getattr(statement, "targets", None) or [statement.target]
+            is_plain = isinstance(statement, ast.Assign)
+            targets = statement.targets if is_plain else [statement.target]
             members |= {t.id: statement for t in targets if isinstance(t, ast.Name)}
     stored = {
         child.attr
