@@ -161,7 +161,7 @@ COUPLINGS: tuple[Coupling, ...] = (
         *("member", "models/lance/thinker/view.py", _SRT_ARGS),
         "A Lance checkpoint could not be opened.",
         *(
-            "model_path served_model_name chunked_prefill_size revision  download_dir"
+            "model_path served_model_name chunked_prefill_size revision download_dir"
         ).split(),
     ),
     *_rows(
@@ -199,7 +199,7 @@ COUPLINGS: tuple[Coupling, ...] = (
         *("variable", "cli/running.py", f"{_GEN}.utils.perf_logger"),
         "generate would report no seconds.",
         *(
-            "SGLANG_DIFFUSION_STAGE_LOGGING  SGLANG_DIFFUSION_SYNC_STAGE_PROFILING"
+            "SGLANG_DIFFUSION_STAGE_LOGGING SGLANG_DIFFUSION_SYNC_STAGE_PROFILING"
         ).split(),
     ),
     *_rows(
@@ -227,7 +227,7 @@ COUPLINGS: tuple[Coupling, ...] = (
         *("flag", "request/flags.py", _GEN_ARGS),
         "--precision would be refused.",
         *(
-            "--dit-precision --image-encoder-precision  "
+            "--dit-precision --image-encoder-precision "
             "--text-encoder-precisions --vae-precision"
         ).split(),
     ),
@@ -235,7 +235,7 @@ COUPLINGS: tuple[Coupling, ...] = (
         *("flag", "gateway/launch.py", _GEN_ARGS),
         "The generator behind one port could not start.",
         *(
-            "--master-port --scheduler-port --served-model-name  "
+            "--master-port --scheduler-port --served-model-name "
             "--uvicorn-access-log-exclude-prefixes"
         ).split(),
     ),
@@ -258,7 +258,7 @@ COUPLINGS: tuple[Coupling, ...] = (
         *("flag", "gateway/launch.py", _SRT_ARGS),
         "The thinker behind one port could not start.",
         *(
-            "--model-path --served-model-name  --uvicorn-access-log-exclude-prefixes"
+            "--model-path --served-model-name --uvicorn-access-log-exclude-prefixes"
         ).split(),
     ),
     *_rows(
@@ -286,7 +286,7 @@ COUPLINGS: tuple[Coupling, ...] = (
         *("route", "gateway/app.py", f"{_SRT_SERVER}:app"),
         "The thinker would answer no client.",
         *(
-            "/health /health_generate /v1/chat/completions /v1/completions  /v1/models"
+            "/health /health_generate /v1/chat/completions /v1/completions /v1/models"
         ).split(),
     ),
     *_rows(
@@ -313,8 +313,8 @@ COUPLINGS: tuple[Coupling, ...] = (
         *("route", "http/middleware.py", f"{_API}.post_training.weights_api:router"),
         "The operator could not open it.",
         *(
-            "/get_weights_checksum /release_memory_occupation  "
-            "/resume_memory_occupation /update_weights_from_disk  "
+            "/get_weights_checksum /release_memory_occupation "
+            "/resume_memory_occupation /update_weights_from_disk "
             "/update_weights_from_tensor /update_weights_from_tensor_checker"
         ).split(),
     ),
