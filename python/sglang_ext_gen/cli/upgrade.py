@@ -51,8 +51,8 @@ def render(found: Iterable[Step]) -> str:
     """The steps as text, numbered as in UPGRADING.md."""
     lines = ["upgrade of SGLang (UPGRADING.md)"]
     for number, step in enumerate(found, 1):
-        lines.append(f"  {number}  {step.title:<16}{step.state}")
-        lines += [f"       {line}" for line in step.lines]
+        lines.append(f"  {number:>2}  {step.title:<16}{step.state}")
+        lines += [f"        {line}" for line in step.lines]
     return "\n".join(lines)
 
 
