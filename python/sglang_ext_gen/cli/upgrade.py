@@ -40,9 +40,10 @@ class Step:
 def steps(process: Mapping[str, Any]) -> list[Step]:
     """The state of every step, from what a fresh process found."""
     found = []
-    for title, state, look in _STEPS:
+    for title, worst, look in _STEPS:
         lines = tuple(look(process))
-        found.append(Step(title, state if lines else "ok", lines))
+        state: State = worst if lines else "ok"
+        found.append(Step(title, state, lines))
     return found
 
 
@@ -50,8 +51,8 @@ def render(found: Iterable[Step]) -> str:
     """The steps as text, numbered as in UPGRADING.md."""
     lines = ["upgrade of SGLang (UPGRADING.md)"]
     for number, step in enumerate(found, 1):
-        lines.append(f"  {number}  {step.title:<16}{step.state}")
-        lines += [f"       {line}" for line in step.lines]
+        lines.append(f"  {number:>2}  {step.title:<16}{step.state}")
+        lines += [f"        {line}" for line in step.lines]
     return "\n".join(lines)
 
 

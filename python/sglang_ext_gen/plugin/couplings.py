@@ -7,7 +7,6 @@ Symbols, their members and parameters are not listed: ``stock_uses.py`` reads th
 the source. A test fails when a flag, a variable or a route of stock's has no row.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,383 +36,286 @@ class Coupling:
 
 _GEN = "sglang.multimodal_gen.runtime"
 _API = f"{_GEN}.entrypoints"
-_SRT_SERVER = "sglang.srt.entrypoints.http_server"
+_SRT = "sglang.srt"
+_SRT_SERVER = f"{_SRT}.entrypoints.http_server"
+_CUDA_GRAPHS = f"{_SRT}.model_executor.runner.prefill_cuda_graph_runner"
 _GEN_ARGS = f"{_GEN}.server_args:ServerArgs"
-_SRT_ARGS = "sglang.srt.server_args:ServerArgs"
+_SRT_ARGS = f"{_SRT}.server_args:ServerArgs"
+_GENERATE = f"{_SRT}.managers.io_struct:GenerateReqInput"
+_MING = "models/ming_omni"
+_PROTOCOL = f"{_MING}/thinker_protocol.py"
 _LANCE = "models/lance/thinker/model.py"
 
 
 def _rows(
-    kind: Kind, names: Iterable[str], used_in: str, found_in: str, why: str
+    kind: Kind, used_in: str, found_in: str, why: str, *names: str
 ) -> tuple[Coupling, ...]:
     return tuple(Coupling(kind, name, used_in, found_in, why) for name in names)
 
 
 COUPLINGS: tuple[Coupling, ...] = (
-    # Messages that we take apart.
+    # Words in messages that we take apart, and names that stock asks for: no class of
+    # stock's says anything of them.
     *_rows(
-        "message",
-        (
-            r'"Error executing \{error_context\}: \{e\}"',
-            r'error_context=f"request \{req.request_id\}"',
-            r'error_context=f"grouped request \{req.request_id\}"',
-        ),
-        "errors.py",
-        f"{_GEN}.managers.gpu_worker",
+        *("message", "errors.py", f"{_GEN}.managers.gpu_worker"),
         "A refusal found in a worker would be answered as a failure.",
+        r'"Error executing \{error_context\}: \{e\}"',
+        r'error_context=f"request \{req.request_id\}"',
+        r'error_context=f"grouped request \{req.request_id\}"',
     ),
-    Coupling(
-        "message",
-        r'"Error executing grouped request \{batch.request_id\}: \{e\}"',
-        "errors.py",
-        f"{_GEN}.pipelines_core.executors.pipeline_executor",
+    *_rows(
+        *("message", "errors.py", f"{_GEN}.pipelines_core.executors.pipeline_executor"),
         "As above, for a group.",
+        r'"Error executing grouped request \{batch.request_id\}: \{e\}"',
     ),
-    Coupling(
-        "message",
-        r'detail=f"\{failure_msg\}: \{error_msg\}"',
-        "diffusion/lora.py",
-        f"{_API}.openai.common_api",
+    *_rows(
+        *("message", "diffusion/lora.py", f"{_API}.openai.common_api"),
         "An adapter that does not fit would be answered with 500.",
+        r'detail=f"\{failure_msg\}: \{error_msg\}"',
     ),
-    Coupling(
-        "message",
-        r'SystemExit\(f"error: ',
-        "cli/running.py",
-        f"{_GEN}.server_args.server_args",
+    *_rows(
+        *("message", "cli/running.py", f"{_GEN}.server_args.server_args"),
         "An unknown flag would be told with the word error twice.",
+        r'SystemExit\(f"error: ',
     ),
-    # Fields of stock's answers and requests.
-    Coupling(
-        "field",
-        'object="error"',
-        "http/errors.py",
-        "sglang.srt.entrypoints.openai.serving_base",
+    *_rows(
+        *("message", _LANCE, f"{_SRT}.managers.tp_worker"),
+        "The prefix cache would mix pictures up.",
+        "pad_input_ids",
+    ),
+    *_rows(
+        *("message", _LANCE, f"{_SRT}.managers.mm_utils"),
+        "Pictures, videos and sound would not be encoded.",
+        r"get_\{modality_id\}_feature",
+    ),
+    *_rows(
+        *("message", _LANCE, _CUDA_GRAPHS),
+        "Graphs would be captured without three-axis positions.",
+        "is_mrope_enabled",
+    ),
+    *_rows(
+        *("message", "models/ideogram4/pipeline_config.py", f"{_API}.cli.utils"),
+        "The families' own flags would be unknown.",
+        "add_pipeline_cli_args",
+    ),
+    *_rows(
+        *("message", _PROTOCOL, f"{_SRT}.configs.model_config"),
+        "The thinker would be served as a model of text.",
+        "BailingMM2NativeForConditionalGeneration",
+    ),
+    *_rows(
+        *("message", "gateway/launch.py", "sglang.cli.serve"),
+        "Behind one port the generator could not be chosen.",
+        "--model-type",
+    ),
+    # Fields of requests and answers.
+    *_rows(
+        *("field", "http/errors.py", f"{_SRT}.entrypoints.openai.serving_base"),
         "Errors of the language model runtime would not be restated.",
+        'object="error"',
     ),
-    Coupling(
-        "field",
-        '"error": ',
-        "http/errors.py",
-        f"{_API}.http_server",
+    *_rows(
+        *("field", "http/errors.py", f"{_API}.http_server"),
         "Errors of the diffusion runtime would not be restated.",
+        '"error": ',
     ),
     *_rows(
-        "field",
-        ('"loaded_adapters"', '"nickname"'),
-        "diffusion/lora.py",
-        f"{_GEN}.pipelines_core.lora.pipeline",
+        *("field", "diffusion/lora.py", f"{_GEN}.pipelines_core.lora.pipeline"),
         "set_lora could not answer with what it applied.",
+        '"loaded_adapters"',
+        '"nickname"',
     ),
     *_rows(
-        "field",
-        ('"stages"', '"steps"'),
-        "cli/running.py",
-        f"{_GEN}.utils.perf_logger",
+        *("field", "cli/running.py", f"{_GEN}.utils.perf_logger"),
         "generate would report no seconds.",
-    ),
-    Coupling(
-        "field",
-        '"architectures"',
-        "models/ming_omni/thinker_client.py",
-        _SRT_SERVER,
-        "A thinker that runs elsewhere would not be recognised.",
+        '"stages"',
+        '"steps"',
     ),
     *_rows(
-        "member",
-        ("text", "image_data", "sampling_params"),
-        "models/ming_omni/thinker_client.py",
-        "sglang.srt.managers.io_struct:GenerateReqInput",
-        "The thinker would refuse the generator's questions.",
+        *("field", f"{_MING}/thinker_client.py", _SRT_SERVER),
+        "A thinker that runs elsewhere would not be recognised.",
+        '"architectures"',
     ),
-    Coupling(
-        "field",
-        r"meta_info.*customized_info|customized_info.*meta_info",
-        "models/ming_omni/thinker_protocol.py",
-        "sglang.srt.managers.tokenizer_manager",
+    *_rows(
+        *("field", _PROTOCOL, f"{_SRT}.managers.tokenizer_manager"),
         "Query states would not come back.",
+        "meta_info.*customized_info|customized_info.*meta_info",
     ),
-    Coupling(
-        "field",
-        '"image_grid_thw"',
-        "models/ming_omni/thinker/processor.py",
-        "sglang.srt.managers.mm_utils",
+    *_rows(
+        *("field", f"{_MING}/thinker/processor.py", f"{_SRT}.managers.mm_utils"),
         "The vision tower would not know the shape of a picture.",
+        '"image_grid_thw"',
     ),
     # Members of objects that have no type in our code.
-    Coupling(
-        "member",
-        "_resolution_finished",
-        "plugin/language_models.py",
-        _SRT_ARGS,
-        "Arguments would be prepared twice, the second time from the view.",
+    *_rows(
+        *("member", f"{_MING}/thinker_client.py", _GENERATE),
+        "The thinker would refuse the generator's questions.",
+        *"text image_data sampling_params".split(),
     ),
     *_rows(
-        "member",
-        (
-            "model_path",
-            "served_model_name",
-            "chunked_prefill_size",
-            "revision",
-            "download_dir",
-        ),
-        "models/lance/thinker/view.py",
-        _SRT_ARGS,
+        *("member", "plugin/language_models.py", _SRT_ARGS),
+        "Arguments would be prepared twice, the second time from the view.",
+        "_resolution_finished",
+    ),
+    *_rows(
+        *("member", "models/lance/thinker/view.py", _SRT_ARGS),
         "A Lance checkpoint could not be opened.",
+        *(
+            "model_path served_model_name chunked_prefill_size revision download_dir"
+        ).split(),
     ),
-    Coupling(
-        "member",
-        "apply_routed_scaling_factor_on_output",
-        "models/ming_omni/thinker/model.py",
-        "sglang.srt.layers.moe.topk:TopKConfig",
+    *_rows(
+        *("member", f"{_MING}/thinker/model.py", f"{_SRT}.layers.moe.topk:TopKConfig"),
         "On a CPU the experts of Ming would be scaled wrongly.",
+        "apply_routed_scaling_factor_on_output",
     ),
-    *(
-        Coupling(
-            "member",
-            "_patched",
-            "plugin/hooks.py",
-            f"{module}:HookRegistry",
-            "doctor could not say which hooks are in force.",
-        )
-        for module in (f"{_GEN}.platforms.plugins", "sglang.srt.plugins.hook_registry")
+    *_rows(
+        *("member", "plugin/hooks.py", f"{_GEN}.platforms.plugins:HookRegistry"),
+        "doctor could not say which hooks are in force.",
+        "_patched",
     ),
-    Coupling(
-        "member",
-        "user_middleware",
-        "http/middleware.py",
-        "starlette.applications:Starlette",
+    *_rows(
+        *("member", "plugin/hooks.py", f"{_SRT}.plugins.hook_registry:HookRegistry"),
+        "doctor could not say which hooks are in force.",
+        "_patched",
+    ),
+    *_rows(
+        *("member", "http/middleware.py", "starlette.applications:Starlette"),
         "Requests would not be checked.",
+        "user_middleware",
     ),
-    Coupling(
-        "member",
-        "_name_or_path",
-        "models/ming_omni/thinker/model.py",
-        "transformers:PretrainedConfig",
+    *_rows(
+        *("member", f"{_MING}/thinker/model.py", "transformers:PretrainedConfig"),
         "The thinker would not find its folder.",
+        "_name_or_path",
     ),
-    Coupling(
-        "member",
-        "_attn_implementation",
-        "models/ming_omni/byt5.py",
-        "transformers:PretrainedConfig",
+    *_rows(
+        *("member", f"{_MING}/byt5.py", "transformers:PretrainedConfig"),
         "The glyph encoder would choose its attention itself.",
-    ),
-    # What stock asks of a model by name; nn.Module says nothing of it.
-    Coupling(
-        "message",
-        "pad_input_ids",
-        _LANCE,
-        "sglang.srt.managers.tp_worker",
-        "The prefix cache would mix pictures up.",
-    ),
-    Coupling(
-        "message",
-        r"get_\{modality_id\}_feature",
-        _LANCE,
-        "sglang.srt.managers.mm_utils",
-        "Pictures, videos and sound would not be encoded.",
-    ),
-    Coupling(
-        "message",
-        "is_mrope_enabled",
-        _LANCE,
-        "sglang.srt.model_executor.runner.prefill_cuda_graph_runner",
-        "Graphs would be captured without three-axis positions.",
-    ),
-    Coupling(
-        "message",
-        "add_pipeline_cli_args",
-        "models/ideogram4/pipeline_config.py",
-        f"{_API}.cli.utils",
-        "The families' own flags would be unknown.",
-    ),
-    Coupling(
-        "message",
-        "BailingMM2NativeForConditionalGeneration",
-        "models/ming_omni/thinker_protocol.py",
-        "sglang.srt.configs.model_config",
-        "The thinker would be served as a model of text.",
+        "_attn_implementation",
     ),
     # Environment variables.
     *_rows(
-        "variable",
-        ("SGLANG_DIFFUSION_STAGE_LOGGING", "SGLANG_DIFFUSION_SYNC_STAGE_PROFILING"),
-        "cli/running.py",
-        f"{_GEN}.utils.perf_logger",
+        *("variable", "cli/running.py", f"{_GEN}.utils.perf_logger"),
         "generate would report no seconds.",
-    ),
-    Coupling(
-        "variable",
-        "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION",
-        "gateway/launch.py",
-        _SRT_SERVER,
-        "Every health check would compute a token.",
-    ),
-    Coupling(
-        "variable",
-        "SGLANG_EXTERNAL_MODEL_PACKAGE",
-        "__init__.py",
-        f"{_GEN}.utils.external_model_package",
-        "Plain `sglang generate` would not find our models.",
+        *(
+            "SGLANG_DIFFUSION_STAGE_LOGGING SGLANG_DIFFUSION_SYNC_STAGE_PROFILING"
+        ).split(),
     ),
     *_rows(
-        "variable",
-        ("SGLANG_PLATFORM", "SGLANG_USE_CPU_ENGINE"),
-        "platforms/cpu_reference.py",
-        "sglang.srt.platforms",
+        *("variable", "gateway/launch.py", _SRT_SERVER),
+        "Every health check would compute a token.",
+        "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION",
+    ),
+    *_rows(
+        *("variable", "__init__.py", f"{_GEN}.utils.external_model_package"),
+        "Plain `sglang generate` would not find our models.",
+        "SGLANG_EXTERNAL_MODEL_PACKAGE",
+    ),
+    *_rows(
+        *("variable", "platforms/cpu_reference.py", f"{_SRT}.platforms"),
         "The CPU platform could not be chosen.",
+        *"SGLANG_PLATFORM SGLANG_USE_CPU_ENGINE".split(),
     ),
     # Flags of the two servers.
     *_rows(
-        "flag",
-        ("--backend", "--master-port", "--model-path"),
-        "cli/running.py",
-        _GEN_ARGS,
+        *("flag", "cli/running.py", _GEN_ARGS),
         "generate could not start.",
+        *"--backend --master-port --model-path".split(),
     ),
     *_rows(
-        "flag",
-        (
-            "--dit-precision",
-            "--image-encoder-precision",
-            "--text-encoder-precisions",
-            "--vae-precision",
-        ),
-        "request/flags.py",
-        _GEN_ARGS,
+        *("flag", "request/flags.py", _GEN_ARGS),
         "--precision would be refused.",
+        *(
+            "--dit-precision --image-encoder-precision "
+            "--text-encoder-precisions --vae-precision"
+        ).split(),
     ),
     *_rows(
-        "flag",
-        (
-            "--master-port",
-            "--scheduler-port",
-            "--served-model-name",
-            "--uvicorn-access-log-exclude-prefixes",
-        ),
-        "gateway/launch.py",
-        _GEN_ARGS,
+        *("flag", "gateway/launch.py", _GEN_ARGS),
         "The generator behind one port could not start.",
+        *(
+            "--master-port --scheduler-port --served-model-name "
+            "--uvicorn-access-log-exclude-prefixes"
+        ).split(),
     ),
-    *(
-        row
-        for arguments in (_GEN_ARGS, _SRT_ARGS)
-        for row in _rows(
-            "flag",
-            ("--host", "--port"),
-            "process/child_server.py",
-            arguments,
-            "No server could be started as a child.",
-        )
+    *_rows(
+        *("flag", "process/child_server.py", _GEN_ARGS),
+        "No server could be started as a child.",
+        *"--host --port".split(),
     ),
-    Coupling(
-        "flag",
-        "--num-gpus",
-        "gateway/arguments.py",
-        _GEN_ARGS,
+    *_rows(
+        *("flag", "process/child_server.py", _SRT_ARGS),
+        "No server could be started as a child.",
+        *"--host --port".split(),
+    ),
+    *_rows(
+        *("flag", "gateway/arguments.py", _GEN_ARGS),
         "--generator-devices would be refused.",
+        "--num-gpus",
     ),
     *_rows(
-        "flag",
-        (
-            "--model-path",
-            "--served-model-name",
-            "--uvicorn-access-log-exclude-prefixes",
-        ),
-        "gateway/launch.py",
-        _SRT_ARGS,
+        *("flag", "gateway/launch.py", _SRT_ARGS),
         "The thinker behind one port could not start.",
+        *(
+            "--model-path --served-model-name --uvicorn-access-log-exclude-prefixes"
+        ).split(),
     ),
     *_rows(
-        "flag",
-        ("--dtype", "--model", "--tp-size"),
-        "gateway/arguments.py",
-        _SRT_ARGS,
+        *("flag", "gateway/arguments.py", _SRT_ARGS),
         "--precision and --thinker-tp would be refused.",
+        *"--dtype --model --tp-size".split(),
     ),
     *_rows(
-        "flag",
-        ("--log-level", "--skip-server-warmup"),
-        "cli/ask.py",
-        _SRT_ARGS,
+        *("flag", "cli/ask.py", _SRT_ARGS),
         "ask could not start.",
+        *"--log-level --skip-server-warmup".split(),
     ),
     *_rows(
-        "flag",
-        ("--context-length", "--max-total-tokens", "--mem-fraction-static"),
-        "models/ming_omni/demo.py",
-        _SRT_ARGS,
+        *("flag", f"{_MING}/demo.py", _SRT_ARGS),
         "The demo of Ming could not start.",
-    ),
-    Coupling(
-        "message",
-        "--model-type",
-        "gateway/launch.py",
-        "sglang.cli.serve",
-        "Behind one port the generator could not be chosen.",
+        *"--context-length --max-total-tokens --mem-fraction-static".split(),
     ),
     # Routes that are served, asked or guarded.
     *_rows(
-        "route",
-        ("/generate", "/model_info"),
-        "models/ming_omni/thinker_client.py",
-        f"{_SRT_SERVER}:app",
+        *("route", f"{_MING}/thinker_client.py", f"{_SRT_SERVER}:app"),
         "The thinker would not answer the generator.",
+        *"/generate /model_info".split(),
     ),
     *_rows(
-        "route",
-        (
-            "/health",
-            "/health_generate",
-            "/v1/chat/completions",
-            "/v1/completions",
-            "/v1/models",
-        ),
-        "gateway/app.py",
-        f"{_SRT_SERVER}:app",
+        *("route", "gateway/app.py", f"{_SRT_SERVER}:app"),
         "The thinker would answer no client.",
+        *(
+            "/health /health_generate /v1/chat/completions /v1/completions /v1/models"
+        ).split(),
     ),
     *_rows(
-        "route",
-        ("/health", "/health_generate"),
-        "gateway/app.py",
-        f"{_API}.http_server:health_router",
+        *("route", "gateway/app.py", f"{_API}.http_server:health_router"),
         "The generator would never be ready.",
+        *"/health /health_generate".split(),
     ),
     *_rows(
-        "route",
-        ("/v1/images/generations", "/v1/images/edits"),
-        "registry.py",
-        f"{_API}.openai.image_api:router",
+        *("route", "registry.py", f"{_API}.openai.image_api:router"),
         "Pictures could not be asked for.",
+        *"/v1/images/generations /v1/images/edits".split(),
     ),
-    Coupling(
-        "route",
-        "/v1/videos",
-        "registry.py",
-        f"{_API}.openai.video_api:router",
+    *_rows(
+        *("route", "registry.py", f"{_API}.openai.video_api:router"),
         "Videos could not be asked for.",
+        "/v1/videos",
     ),
     *_rows(
-        "route",
-        ("/v1/merge_lora_weights", "/v1/set_lora", "/v1/unmerge_lora_weights"),
-        "http/middleware.py",
-        f"{_API}.openai.common_api:router",
+        *("route", "http/middleware.py", f"{_API}.openai.common_api:router"),
         "The operator could not open it.",
+        *"/v1/merge_lora_weights /v1/set_lora /v1/unmerge_lora_weights".split(),
     ),
     *_rows(
-        "route",
-        (
-            "/get_weights_checksum",
-            "/release_memory_occupation",
-            "/resume_memory_occupation",
-            "/update_weights_from_disk",
-            "/update_weights_from_tensor",
-            "/update_weights_from_tensor_checker",
-        ),
-        "http/middleware.py",
-        f"{_API}.post_training.weights_api:router",
+        *("route", "http/middleware.py", f"{_API}.post_training.weights_api:router"),
         "The operator could not open it.",
+        *(
+            "/get_weights_checksum /release_memory_occupation "
+            "/resume_memory_occupation /update_weights_from_disk "
+            "/update_weights_from_tensor /update_weights_from_tensor_checker"
+        ).split(),
     ),
 )

@@ -382,7 +382,7 @@ def test_upgrade_says_of_each_step_what_to_do(monkeypatch, capsys):
     monkeypatch.setattr(compat, "installed_sglang", lambda: "9.9")
     assert exit_code("doctor", "--upgrade") == 1
     text = capsys.readouterr().out.partition("UPGRADING.md")[2]
-    states = dict(re.findall(r"^  \d+  (.+?)  +(ok|look here|failed)$", text, re.M))
+    states = dict(re.findall(r"^  [ \d]\d  (.+?)  +(ok|look here|failed)$", text, re.M))
     failed = ["Release", "Registration", "Couplings"]
     assert [title for title, state in states.items() if state == "failed"] == failed
     assert "ok" not in states.values()

@@ -191,10 +191,9 @@ def constants(sources, pattern):
         if file.name == "couplings.py":
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and re.fullmatch(
-                pattern, str(node.value)
-            ):
-                yield str(node.value), file.as_posix()
+            text = str(node.value) if isinstance(node, ast.Constant) else ""
+            if re.fullmatch(pattern, text):
+                yield text, file.as_posix()
 
 
 def listed(*kinds):
