@@ -16,6 +16,7 @@ from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang_ext_gen.checkpoint.component import Component
 from sglang_ext_gen.checkpoint.source import checkpoint_folder
 from sglang_ext_gen.diffusion.component_loader import LIBRARY, strict_loader
+from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
 
 
 class FamilyPipeline(ComposedPipelineBase):
@@ -54,6 +55,7 @@ class FamilyPipeline(ComposedPipelineBase):
         Raises:
             CheckpointError: Names the problems.
         """
+        FamilyPipelineConfig.of(server_args).check_folder(folder)
 
     def before_loading(self, folder: Path, server_args: ServerArgs) -> None:
         """What else has to happen between the check and the loading; nothing here."""
