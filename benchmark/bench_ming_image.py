@@ -126,8 +126,8 @@ def measure_transformer(model: Path, arguments: argparse.Namespace) -> dict[str,
         return torch.randn(shape, generator=generator).to(device)
 
     channels = part.config.in_channels
-    queries = BRIDGE.at(model).config.num_query_tokens
-    caption = noise(queries, part.config.cap_feat_dim)
+    query_tokens = BRIDGE.at(model).config.num_query_tokens
+    caption = noise(query_tokens, part.config.cap_feat_dim)
     captions = torch.stack([caption, torch.zeros_like(caption)])
     when = torch.tensor(0.1, device=device)
     rows: dict[str, dict[str, Any]] = {}

@@ -9,13 +9,38 @@ heavy is imported, so that ``doctor`` can check a checkpoint quickly.
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, NewType, TypeVar
+from typing import Any, ClassVar, NewType, Self, TypeVar
 
 from sglang_ext_gen.errors import ConfigError
 
 C = TypeVar("C")
 # A number that counts from 0, where ``int`` stands for a size.
 Index = NewType("Index", int)
+
+
+class StrictConfig:
+    """Base of frozen dataclasses whose fields are keys of one JSON object.
+
+    Args:
+        fixed: Key -> the one value that we have, where the key is there.
+        defaults: Key -> what the official code takes a missing one for.
+        ignored: Keys that may be there and are not used, with the reason.
+    """
+
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    ignored: ClassVar[Collection[str]] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Read the object; ``where`` is its name for messages.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what we do not have.
+        """
+        require_values(values, cls.fixed, where)
+        complete = {**cls.defaults, **values}
+        return read_fields(cls, complete, where, {*cls.fixed, *cls.ignored})
 
 
 def read_fields(

@@ -9,11 +9,11 @@ which for ``mlp/config.json`` is never the released value. Imports nothing heavy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.checkpoint.released_config import (
-    read_fields,
+    StrictConfig,
     refuse_unknown_keys,
     require,
     require_values,
@@ -36,10 +36,15 @@ GLYPH_FILE = "byt5.json"
 _LANGUAGES = ("cn", "en", "jp", "kr")
 
 Values = Mapping[str, Any]
+_METADATA = {
+    "_class_name": "checked above",
+    "_diffusers_version": "says who wrote the file",
+    "_name_or_path": "says where the file came from",
+}
 
 
 @dataclass(frozen=True)
-class ConnectorConfig:
+class ConnectorConfig(StrictConfig):
     """The connector: a Qwen2 decoder that is run without a causal mask."""
 
     vocab_size: int
@@ -51,6 +56,33 @@ class ConnectorConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
+
+    fixed: ClassVar[Values] = {
+        "hidden_act": "silu",
+        "rope_scaling": None,
+        "use_sliding_window": False,
+        "model_type": "qwen2",
+    }
+    ignored: ClassVar[Values] = {
+        "_attn_implementation_autoset": "chosen here",
+        "_name_or_path": "says where the file came from",
+        "architectures": "only the base model is used",
+        "attention_dropout": "inference",
+        "bos_token_id": "the connector sees no tokens",
+        "dtype": "precision is chosen at run time",
+        "eos_token_id": "the connector sees no tokens",
+        "initializer_range": "training",
+        "layer_types": "required to be full attention",
+        "max_position_embeddings": "there are as many positions as query tokens",
+        "max_window_layers": "there is no sliding window",
+        "pad_token_id": "the connector sees no tokens",
+        "sliding_window": "there is no sliding window",
+        "tie_word_embeddings": "the language head is not used",
+        "torch_dtype": "older spelling of dtype",
+        "transformers_version": "says who wrote the file",
+        "use_cache": "one forward pass",
+        "use_mrope": "text positions are equal on all axes",
+    }
 
     @classmethod
     def from_dict(cls, values: Values, where: str) -> Self:
@@ -65,16 +97,6 @@ class ConnectorConfig:
         require_values(rope, {"rope_type": "default"}, where)
         if "rope_theta" in rope:
             flat["rope_theta"] = rope["rope_theta"]
-        require_values(
-            flat,
-            {
-                "hidden_act": "silu",
-                "rope_scaling": None,
-                "use_sliding_window": False,
-                "model_type": "qwen2",
-            },
-            where,
-        )
         layers = require(flat, "num_hidden_layers", where)
         types = flat.get("layer_types")
         if types is not None and types != ["full_attention"] * layers:
@@ -82,11 +104,11 @@ class ConnectorConfig:
         heads = require(flat, "num_attention_heads", where)
         if not flat.get("head_dim"):
             flat["head_dim"] = require(flat, "hidden_size", where) // heads
-        return read_fields(cls, flat, where, _CONNECTOR_IGNORED)
+        return super().from_dict(flat, where)
 
 
 @dataclass(frozen=True)
-class BridgeConfig:
+class BridgeConfig(StrictConfig):
     """``mlp/config.json``: how query states become the transformer's caption.
 
     Args:
@@ -99,6 +121,20 @@ class BridgeConfig:
     img_gen_scales: tuple[int, ...]
     text_encoder_norm: bool
 
+    defaults: ClassVar[Values] = {
+        "diffusion_c_input_dim": 2048,
+        "img_gen_scales": list(DEFAULT_SCALES),
+        "text_encoder_norm": False,
+    }
+    ignored: ClassVar[Values] = {
+        "_name_or_path": "says where the file came from",
+        "architectures": "there is one kind",
+        "dtype": "precision is chosen at run time",
+        "model_type": "there is one kind",
+        "torch_dtype": "precision is chosen at run time",
+        "transformers_version": "says who wrote the file",
+    }
+
     @property
     def num_query_tokens(self) -> int:
         """Rows of the last scale."""
@@ -106,20 +142,12 @@ class BridgeConfig:
 
     @classmethod
     def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the file, with the official loader's defaults.
+        """Read the file.
 
         Raises:
             ConfigError: A key is unknown, or the file describes another generator.
         """
-        # What the official loader takes a missing key for.
-        flat = {
-            "diffusion_c_input_dim": 2048,
-            "img_gen_scales": list(DEFAULT_SCALES),
-            "dit_type": "sd3",
-            "use_identity_mlp": False,
-            "text_encoder_norm": False,
-            **values,
-        }
+        flat = {"dit_type": "sd3", "use_identity_mlp": False, **values}
         if "zimage" not in str(flat.pop("dit_type")):
             raise ConfigError(
                 f"{where}: dit_type is {values.get('dit_type', 'sd3')!r}, expected "
@@ -130,11 +158,11 @@ class BridgeConfig:
                 f"{where}: use_identity_mlp is not true; the release has no further "
                 "MLP behind the connector, and this package none either"
             )
-        return read_fields(cls, flat, where, _BRIDGE_IGNORED)
+        return super().from_dict(flat, where)
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(StrictConfig):
     """The Z-Image transformer."""
 
     in_channels: int
@@ -148,6 +176,15 @@ class TransformerConfig:
     t_scale: float
     axes_dims: tuple[int, int, int]
     axes_lens: tuple[int, int, int]
+
+    fixed: ClassVar[Values] = {
+        "all_patch_size": [PATCH],
+        "all_f_patch_size": [1],
+        "qk_norm": True,
+        "siglip_feat_dim": None,
+        "_class_name": "ZImageTransformer2DModel",
+    }
+    ignored: ClassVar[Values] = {**_METADATA, "n_kv_heads": "required to be n_heads"}
 
     @property
     def head_dim(self) -> int:
@@ -169,19 +206,8 @@ class TransformerConfig:
         Raises:
             ConfigError: A key is unknown or missing, or asks for what we do not have.
         """
-        require_values(
-            values,
-            {
-                "all_patch_size": [PATCH],
-                "all_f_patch_size": [1],
-                "n_kv_heads": values.get("n_heads"),
-                "qk_norm": True,
-                "siglip_feat_dim": None,
-                "_class_name": "ZImageTransformer2DModel",
-            },
-            where,
-        )
-        config = read_fields(cls, values, where, _TRANSFORMER_IGNORED)
+        require_values(values, {"n_kv_heads": values.get("n_heads")}, where)
+        config = super().from_dict(values, where)
         if config.dim % config.n_heads or sum(config.axes_dims) != config.head_dim:
             raise ConfigError(
                 f"{where}: dim {config.dim} over {config.n_heads} heads does not give "
@@ -193,7 +219,7 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(StrictConfig):
     """The VAE, diffusers' AutoencoderKL."""
 
     in_channels: int
@@ -207,6 +233,24 @@ class AutoencoderConfig:
     shift_factor: float
     mid_block_add_attention: bool
 
+    fixed: ClassVar[Values] = {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * VAE_STAGES,
+        "up_block_types": ["UpDecoderBlock2D"] * VAE_STAGES,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "latents_mean": None,
+        "latents_std": None,
+        "in_channels": 3,
+        "out_channels": 3,
+    }
+    defaults: ClassVar[Values] = {"mid_block_add_attention": True}
+    ignored: ClassVar[Values] = {
+        **_METADATA,
+        "force_upcast": "the official pipeline ignores it; precision is a choice",
+    }
+
     @classmethod
     def from_dict(cls, values: Values, where: str) -> Self:
         """Read ``vae/config.json``.
@@ -214,60 +258,51 @@ class AutoencoderConfig:
         Raises:
             ConfigError: A key is unknown or missing, or asks for what we do not have.
         """
-        flat = {"mid_block_add_attention": True, **values}
-        config = read_fields(cls, flat, where, _VAE_IGNORED)
+        config = super().from_dict(values, where)
         stages = len(config.block_out_channels)
         if stages != VAE_STAGES:
             raise ConfigError(
                 f"{where}: block_out_channels has {stages} stages, "
                 f"expected {VAE_STAGES}"
             )
-        require_values(
-            values,
-            {
-                "_class_name": "AutoencoderKL",
-                "act_fn": "silu",
-                "down_block_types": ["DownEncoderBlock2D"] * stages,
-                "up_block_types": ["UpDecoderBlock2D"] * stages,
-                "use_quant_conv": False,
-                "use_post_quant_conv": False,
-                "latents_mean": None,
-                "latents_std": None,
-                "in_channels": 3,
-                "out_channels": 3,
-            },
-            where,
-        )
         return config
 
 
 @dataclass(frozen=True)
-class SchedulerConfig:
+class SchedulerConfig(StrictConfig):
     """Flow matching with Euler steps; the shift is static in the release."""
 
     num_train_timesteps: int
     shift: float
     use_dynamic_shifting: bool
 
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read ``scheduler/scheduler_config.json``.
-
-        Raises:
-            ConfigError: A key is unknown, or asks for what we do not have.
-        """
-        flat = {
-            "num_train_timesteps": 1000,
-            "shift": 1.0,
-            "use_dynamic_shifting": False,
-            **values,
-        }
-        require_values(flat, _SCHEDULER_FIXED, where)
-        return read_fields(cls, flat, where, {*_SCHEDULER_FIXED, *_SCHEDULER_IGNORED})
+    defaults: ClassVar[Values] = {
+        "num_train_timesteps": 1000,
+        "shift": 1.0,
+        "use_dynamic_shifting": False,
+    }
+    # Options of diffusers' scheduler that would change the noise levels.
+    fixed: ClassVar[Values] = {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "invert_sigmas": False,
+        "shift_terminal": None,
+        "stochastic_sampling": False,
+        "time_shift_type": "exponential",
+        "use_beta_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_karras_sigmas": False,
+    }
+    ignored: ClassVar[Values] = {
+        **_METADATA,
+        "base_image_seq_len": "constants of the official pipeline are used",
+        "base_shift": "constants of the official pipeline are used",
+        "max_image_seq_len": "constants of the official pipeline are used",
+        "max_shift": "constants of the official pipeline are used",
+    }
 
 
 @dataclass(frozen=True)
-class GlyphVocabulary:
+class GlyphVocabulary(StrictConfig):
     """``byt5_config`` of ``byt5.json``: files, and which tokens there are."""
 
     byt5_ckpt_path: str
@@ -278,14 +313,13 @@ class GlyphVocabulary:
     font_special_token: bool
     multilingual: bool
 
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the section; a missing flag is false.
-
-        Raises:
-            ConfigError: A key is unknown, missing or of the wrong kind.
-        """
-        return read_fields(cls, {**_NO_TOKENS, **values}, where, ("byt5_name",))
+    defaults: ClassVar[Values] = {
+        "special_token": False,
+        "color_special_token": False,
+        "font_special_token": False,
+        "multilingual": False,
+    }
+    ignored: ClassVar[Values] = {"byt5_name": "the files count"}
 
     def tokens(self, folder: Path) -> tuple[str, ...]:
         """Tokens behind ByT5's own, in order, each once.
@@ -310,24 +344,15 @@ class GlyphVocabulary:
 
 
 @dataclass(frozen=True)
-class GlyphMapperConfig:
+class GlyphMapperConfig(StrictConfig):
     """``byt5_mapper_config`` of ``byt5.json``."""
 
     num_layers: int
     sdxl_channels: int
 
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the section.
-
-        Raises:
-            ConfigError: A key is unknown, missing or of the wrong kind.
-        """
-        return read_fields(cls, values, where, ())
-
 
 @dataclass(frozen=True)
-class T5Sizes:
+class T5Sizes(StrictConfig):
     """The T5 configuration beside ByT5's tokenizer, as Transformers names it."""
 
     d_model: int
@@ -341,35 +366,51 @@ class T5Sizes:
     relative_attention_max_distance: int
     feed_forward_proj: str
 
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the file.
-
-        Raises:
-            ConfigError: A key is unknown or missing, or asks for what we do not have.
-        """
-        require_values(values, _T5_FIXED, where)
-        ignored = {*_T5_FIXED, *_T5_IGNORED}
-        return read_fields(cls, {**_T5_DEFAULTS, **values}, where, ignored)
+    # ByT5's own file, which is older than some keys, leaves these out.
+    defaults: ClassVar[Values] = {
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+    }
+    fixed: ClassVar[Values] = {
+        "model_type": "t5",
+        "feed_forward_proj": "gated-gelu",
+        "dense_act_fn": "gelu_new",
+        "is_gated_act": True,
+    }
+    ignored: ClassVar[Values] = {
+        "_name_or_path": "says where the file came from",
+        "architectures": "only the encoder is used",
+        "classifier_dropout": "inference",
+        "decoder_start_token_id": "only the encoder is used",
+        "dropout_rate": "inference",
+        "dtype": "precision is chosen at run time",
+        "eos_token_id": "tokens come from the tokenizer",
+        "gradient_checkpointing": "inference",
+        "initializer_factor": "training",
+        "is_decoder": "only the encoder is used",
+        "is_encoder_decoder": "only the encoder is used",
+        "num_decoder_layers": "only the encoder is used",
+        "output_past": "only the encoder is used",
+        "pad_token_id": "tokens come from the tokenizer",
+        "scale_decoder_outputs": "only the encoder is used",
+        "tie_word_embeddings": "only the encoder is used",
+        "tokenizer_class": "ByT5",
+        "torch_dtype": "older spelling of dtype",
+        "transformers_version": "says who wrote the file",
+        "use_cache": "one forward pass",
+    }
 
 
 @dataclass(frozen=True)
-class GlyphFile:
+class GlyphFile(StrictConfig):
     """``byt5.json``: the glyph encoder's parts."""
 
     byt5_max_length: int
     byt5_config: GlyphVocabulary
     byt5_mapper_config: GlyphMapperConfig
 
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the file.
-
-        Raises:
-            ConfigError: A key is unknown or missing, or asks for what we do not have.
-        """
-        require_values(values, {"byt5_mapper_type": "T5EncoderBlockByT5Mapper"}, where)
-        return read_fields(cls, values, where, ("byt5_mapper_type",))
+    fixed: ClassVar[Values] = {"byt5_mapper_type": "T5EncoderBlockByT5Mapper"}
 
 
 @dataclass(frozen=True)
@@ -417,119 +458,3 @@ class GlyphConfig:
             tokens=file.byt5_config.tokens(folder),
             t5=T5Sizes.from_dict(read_json(folder / t5), f"{folder.name}/{t5}"),
         )
-
-
-_METADATA = {
-    "_class_name": "checked above",
-    "_diffusers_version": "says who wrote the file",
-    "_name_or_path": "says where the file came from",
-}
-_CONNECTOR_IGNORED = {
-    "_attn_implementation_autoset": "chosen here",
-    "_name_or_path": "says where the file came from",
-    "architectures": "only the base model is used",
-    "attention_dropout": "inference",
-    "bos_token_id": "the connector sees no tokens",
-    "dtype": "precision is chosen at run time",
-    "eos_token_id": "the connector sees no tokens",
-    "hidden_act": "required to be silu",
-    "initializer_range": "training",
-    "layer_types": "required to be full attention",
-    "max_position_embeddings": "there are as many positions as query tokens",
-    "max_window_layers": "there is no sliding window",
-    "model_type": "required to be qwen2",
-    "pad_token_id": "the connector sees no tokens",
-    "rope_scaling": "required to be null",
-    "sliding_window": "there is no sliding window",
-    "tie_word_embeddings": "the language head is not used",
-    "torch_dtype": "older spelling of dtype",
-    "transformers_version": "says who wrote the file",
-    "use_cache": "one forward pass",
-    "use_mrope": "text positions are equal on all axes",
-    "use_sliding_window": "required to be false",
-}
-_BRIDGE_IGNORED = {
-    "_name_or_path": "says where the file came from",
-    "architectures": "there is one kind",
-    "dtype": "precision is chosen at run time",
-    "model_type": "there is one kind",
-    "torch_dtype": "precision is chosen at run time",
-    "transformers_version": "says who wrote the file",
-}
-_TRANSFORMER_IGNORED = {
-    **_METADATA,
-    "all_f_patch_size": "required to be [1]",
-    "all_patch_size": "required to be [2]",
-    "n_kv_heads": "required to be n_heads",
-    "qk_norm": "required to be true",
-    "siglip_feat_dim": "required to be null",
-}
-_VAE_IGNORED = {
-    **_METADATA,
-    "act_fn": "required to be silu",
-    "down_block_types": "required to be the plain ones",
-    "up_block_types": "required to be the plain ones",
-    "force_upcast": "the official pipeline ignores it; precision is chosen at run time",
-    "latents_mean": "required to be null",
-    "latents_std": "required to be null",
-    "use_post_quant_conv": "required to be false",
-    "use_quant_conv": "required to be false",
-}
-# Options of diffusers' scheduler that would change the noise levels.
-_SCHEDULER_FIXED = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "invert_sigmas": False,
-    "shift_terminal": None,
-    "stochastic_sampling": False,
-    "time_shift_type": "exponential",
-    "use_beta_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_karras_sigmas": False,
-}
-_SCHEDULER_IGNORED = {
-    **_METADATA,
-    "base_image_seq_len": "constants of the official pipeline are used",
-    "base_shift": "constants of the official pipeline are used",
-    "max_image_seq_len": "constants of the official pipeline are used",
-    "max_shift": "constants of the official pipeline are used",
-}
-_NO_TOKENS = {
-    "special_token": False,
-    "color_special_token": False,
-    "font_special_token": False,
-    "multilingual": False,
-}
-# ByT5's own file, which is older than some keys, leaves these out.
-_T5_DEFAULTS = {
-    "layer_norm_epsilon": 1e-6,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-}
-_T5_FIXED = {
-    "model_type": "t5",
-    "feed_forward_proj": "gated-gelu",
-    "dense_act_fn": "gelu_new",
-    "is_gated_act": True,
-}
-_T5_IGNORED = {
-    "_name_or_path": "says where the file came from",
-    "architectures": "only the encoder is used",
-    "classifier_dropout": "inference",
-    "decoder_start_token_id": "only the encoder is used",
-    "dropout_rate": "inference",
-    "dtype": "precision is chosen at run time",
-    "eos_token_id": "tokens come from the tokenizer",
-    "gradient_checkpointing": "inference",
-    "initializer_factor": "training",
-    "is_decoder": "only the encoder is used",
-    "is_encoder_decoder": "only the encoder is used",
-    "num_decoder_layers": "only the encoder is used",
-    "output_past": "only the encoder is used",
-    "pad_token_id": "tokens come from the tokenizer",
-    "scale_decoder_outputs": "only the encoder is used",
-    "tie_word_embeddings": "only the encoder is used",
-    "tokenizer_class": "ByT5",
-    "torch_dtype": "older spelling of dtype",
-    "transformers_version": "says who wrote the file",
-    "use_cache": "one forward pass",
-}

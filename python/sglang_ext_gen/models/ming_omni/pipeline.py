@@ -13,7 +13,6 @@ from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
 from sglang.multimodal_gen.runtime.distributed.parallel_state import get_world_group
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 
-from sglang_ext_gen.checkpoint.component import refuse
 from sglang_ext_gen.diffusion.pipeline import FamilyPipeline
 from sglang_ext_gen.diffusion.sequence_parallel import fit_sequence_exchange
 from sglang_ext_gen.models.ming_omni.byt5 import load_glyph_tokenizer
@@ -23,7 +22,6 @@ from sglang_ext_gen.models.ming_omni.checkpoint import (
     SCHEDULER,
     TRANSFORMER,
     VAE,
-    check_checkpoint,
     glyph_config,
     has_glyphs,
 )
@@ -49,14 +47,6 @@ class MingOmniImagePipeline(FamilyPipeline):
     has_index = False
 
     thinkers: OwnThinker | RunningThinkers | None = None
-
-    def check_checkpoint(self, folder: Path, server_args: ServerArgs) -> None:
-        """Refuse a damaged checkpoint before anything is loaded.
-
-        Raises:
-            CheckpointError: Names the problems.
-        """
-        refuse(folder, check_checkpoint(folder))
 
     def unneeded_components(self, folder: Path, server_args: ServerArgs) -> set[str]:
         """The glyph encoder, where there is none."""

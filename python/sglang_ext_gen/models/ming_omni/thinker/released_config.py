@@ -9,15 +9,14 @@ may hold are listed once.
 Nothing here imports torch or SGLang, which has a class of its own: ``config.py``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from sglang_ext_gen.checkpoint.released_config import (
     Index,
-    read_fields,
+    StrictConfig,
     require,
-    require_values,
 )
 from sglang_ext_gen.errors import ConfigError
 
@@ -26,191 +25,6 @@ Values = Mapping[str, Any]
 # Rotary frequencies of a head, of which the official code gives 8 to time, 12 to rows
 # and 12 to columns.
 _FREQUENCIES = 32
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """``llm_config``."""
-
-    eos_token_id: int
-    first_k_dense_replace: Index
-    head_dim: int
-    hidden_size: int
-    image_patch_token: int
-    intermediate_size: int
-    moe_intermediate_size: int
-    n_group: int
-    num_attention_heads: int
-    num_experts: int
-    num_experts_per_tok: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    num_shared_experts: int
-    rms_norm_eps: float
-    rope_theta: float
-    router_type: str
-    topk_group: int
-    use_bias: bool
-    use_expert_bias: bool
-    use_qk_norm: bool
-    vocab_size: int
-
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the section.
-
-        Raises:
-            ConfigError: A key is unknown or missing, or asks for what is not built in.
-        """
-        flat = dict(values)
-        if not flat.get("head_dim"):
-            heads = require(flat, "num_attention_heads", where)
-            flat["head_dim"] = require(flat, "hidden_size", where) // heads
-        require_values(flat, _DECODER_FIXED, where)
-        ignored = {*_DECODER_FIXED, *_DECODER_IGNORED, *_GENERIC}
-        config = read_fields(cls, flat, where, ignored)
-        _check_rotation(values, config.head_dim, where)
-        return config
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """``vision_config``: the tower."""
-
-    deepstack_visual_indexes: tuple[Index, ...]
-    depth: int
-    hidden_act: str
-    hidden_size: int
-    in_channels: int
-    intermediate_size: int
-    num_heads: int
-    num_position_embeddings: int
-    out_hidden_size: int
-    patch_size: int
-    spatial_merge_size: int
-    temporal_patch_size: int
-
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the section.
-
-        Raises:
-            ConfigError: A key is unknown or missing, or asks for what is not built in.
-        """
-        require_values(values, _VISION_FIXED, where)
-        ignored = {"initializer_range", "tokens_per_second", *_GENERIC}
-        return read_fields(cls, values, where, ignored)
-
-
-@dataclass(frozen=True)
-class WhisperConfig:
-    """``whisper_encoder_config`` of ``audio_config``."""
-
-    n_ctx: int
-    n_head: int
-    n_layer: int
-    n_mels: int
-    n_state: int
-
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the section.
-
-        Raises:
-            ConfigError: A key is unknown or missing.
-        """
-        return read_fields(cls, values, where, _GENERIC)
-
-
-@dataclass(frozen=True)
-class AudioTowerConfig:
-    """``audio_config``: the tower and its projector."""
-
-    ds_kernel_size: int
-    ds_stride: int
-    norm_query_embeds: bool
-    whisper_encoder_config: WhisperConfig
-
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the section.
-
-        Raises:
-            ConfigError: A key is unknown or missing, or asks for what is not built in.
-        """
-        require_values(values, {"norm_query_embeds": True}, where)
-        return read_fields(cls, values, where, _GENERIC)
-
-
-@dataclass(frozen=True)
-class ReleasedThinkerConfig:
-    """The file."""
-
-    mlp_depth: int
-    llm_config: DecoderConfig
-    vision_config: VisionConfig
-    audio_config: AudioTowerConfig
-
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the file.
-
-        Raises:
-            ConfigError: A key is unknown or missing, or asks for what is not built in.
-        """
-        for key in ("architectures", "model_type"):
-            require(values, key, where)
-        require_values(values, {"model_type": "bailingmm_moe_v2_lite"}, where)
-        return read_fields(cls, values, where, {"talker_config", *_GENERIC})
-
-
-def _check_rotation(llm: Values, head_dim: int, where: str) -> None:
-    scaling = dict(llm.get("rope_scaling") or {})
-    kind = scaling.pop("type", scaling.pop("rope_type", "video_rope"))
-    if kind != "video_rope" or any(value is not None for value in scaling.values()):
-        raise ConfigError(
-            f"{where}: rope_scaling is {llm['rope_scaling']}, expected type "
-            '"video_rope" and no factor'
-        )
-    part = llm.get("partial_rotary_factor", 0.5)
-    if head_dim * part / 2 != _FREQUENCIES:
-        raise ConfigError(
-            f"{where}: heads of {head_dim}, partial_rotary_factor {part}, have "
-            f"{head_dim * part / 2:g} rotary frequencies, expected {_FREQUENCIES}"
-        )
-
-
-# Values that are built in: the code has no other.
-_DECODER_FIXED = {
-    "hidden_act": "silu",
-    "norm_head": False,
-    "norm_softmax": False,
-    "norm_topk_prob": True,
-    "router_type": "MultiRouter",
-    "tie_word_embeddings": False,
-    "use_bias": False,
-    "use_expert_bias": True,
-    "use_interleaved_frame_timestamp": True,
-    "use_qk_norm": True,
-    "use_qkv_bias": False,
-    "use_sliding_window": False,
-}
-_VISION_FIXED = {
-    "hidden_act": "gelu_pytorch_tanh",
-    "in_channels": 3,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-}
-# Read by SGLang, checked above, or of training.
-_DECODER_IGNORED = (
-    *("attention_dropout", "embedding_dropout", "output_dropout"),
-    *("image_start_token", "initializer_range", "max_position_embeddings"),
-    *("max_window_layers", "moe_router_topk_scaling_factor", "output_router_logits"),
-    *("partial_rotary_factor", "pretraining_tp", "rope_scaling"),
-    *("routed_scaling_factor", "sliding_window", "use_cache"),
-    *("video_patch_token", "video_start_token"),
-)
 
 # Keys of any Transformers config; they say nothing about this model's arithmetic.
 _GENERIC = frozenset(
@@ -237,3 +51,168 @@ _GENERIC = frozenset(
         *("typical_p", "use_bfloat16"),
     }
 )
+
+
+@dataclass(frozen=True)
+class DecoderConfig(StrictConfig):
+    """``llm_config``."""
+
+    eos_token_id: int
+    first_k_dense_replace: Index
+    head_dim: int
+    hidden_size: int
+    image_patch_token: int
+    intermediate_size: int
+    moe_intermediate_size: int
+    n_group: int
+    num_attention_heads: int
+    num_experts: int
+    num_experts_per_tok: int
+    num_hidden_layers: int
+    num_key_value_heads: int
+    num_shared_experts: int
+    rms_norm_eps: float
+    rope_theta: float
+    router_type: str
+    topk_group: int
+    use_bias: bool
+    use_expert_bias: bool
+    use_qk_norm: bool
+    vocab_size: int
+
+    fixed: ClassVar[Values] = {
+        "hidden_act": "silu",
+        "norm_head": False,
+        "norm_softmax": False,
+        "norm_topk_prob": True,
+        "router_type": "MultiRouter",
+        "tie_word_embeddings": False,
+        "use_bias": False,
+        "use_expert_bias": True,
+        "use_interleaved_frame_timestamp": True,
+        "use_qk_norm": True,
+        "use_qkv_bias": False,
+        "use_sliding_window": False,
+    }
+    # Read by SGLang, checked below, or of training.
+    ignored: ClassVar[Collection[str]] = (
+        *("attention_dropout", "embedding_dropout", "output_dropout"),
+        *("image_start_token", "initializer_range", "max_position_embeddings"),
+        *("max_window_layers", "moe_router_topk_scaling_factor"),
+        *("output_router_logits", "partial_rotary_factor", "pretraining_tp"),
+        *("rope_scaling", "routed_scaling_factor", "sliding_window", "use_cache"),
+        *("video_patch_token", "video_start_token"),
+        *_GENERIC,
+    )
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the section.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what is not built in.
+        """
+        flat = dict(values)
+        if not flat.get("head_dim"):
+            heads = require(flat, "num_attention_heads", where)
+            flat["head_dim"] = require(flat, "hidden_size", where) // heads
+        config = super().from_dict(flat, where)
+        _check_rotation(values, config.head_dim, where)
+        return config
+
+
+@dataclass(frozen=True)
+class VisionConfig(StrictConfig):
+    """``vision_config``: the tower."""
+
+    deepstack_visual_indexes: tuple[Index, ...]
+    depth: int
+    hidden_act: str
+    hidden_size: int
+    in_channels: int
+    intermediate_size: int
+    num_heads: int
+    num_position_embeddings: int
+    out_hidden_size: int
+    patch_size: int
+    spatial_merge_size: int
+    temporal_patch_size: int
+
+    fixed: ClassVar[Values] = {
+        "hidden_act": "gelu_pytorch_tanh",
+        "in_channels": 3,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    ignored: ClassVar[Collection[str]] = (
+        "initializer_range",
+        "tokens_per_second",
+        *_GENERIC,
+    )
+
+
+@dataclass(frozen=True)
+class WhisperConfig(StrictConfig):
+    """``whisper_encoder_config`` of ``audio_config``."""
+
+    n_ctx: int
+    n_head: int
+    n_layer: int
+    n_mels: int
+    n_state: int
+
+    ignored: ClassVar[Collection[str]] = _GENERIC
+
+
+@dataclass(frozen=True)
+class AudioTowerConfig(StrictConfig):
+    """``audio_config``: the tower and its projector."""
+
+    ds_kernel_size: int
+    ds_stride: int
+    norm_query_embeds: bool
+    whisper_encoder_config: WhisperConfig
+
+    fixed: ClassVar[Values] = {"norm_query_embeds": True}
+    ignored: ClassVar[Collection[str]] = _GENERIC
+
+
+@dataclass(frozen=True)
+class ReleasedThinkerConfig(StrictConfig):
+    """The file."""
+
+    mlp_depth: int
+    llm_config: DecoderConfig
+    vision_config: VisionConfig
+    audio_config: AudioTowerConfig
+
+    fixed: ClassVar[Values] = {"model_type": "bailingmm_moe_v2_lite"}
+    ignored: ClassVar[Collection[str]] = ("talker_config", *_GENERIC)
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the file.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what is not built in.
+        """
+        for key in ("architectures", "model_type"):
+            require(values, key, where)
+        return super().from_dict(values, where)
+
+
+def _check_rotation(llm: Values, head_dim: int, where: str) -> None:
+    scaling = dict(llm.get("rope_scaling") or {})
+    kind = scaling.pop("type", scaling.pop("rope_type", "video_rope"))
+    if kind != "video_rope" or any(value is not None for value in scaling.values()):
+        raise ConfigError(
+            f"{where}: rope_scaling is {llm['rope_scaling']}, expected type "
+            '"video_rope" and no factor'
+        )
+    part = llm.get("partial_rotary_factor", 0.5)
+    if head_dim * part / 2 != _FREQUENCIES:
+        raise ConfigError(
+            f"{where}: heads of {head_dim}, partial_rotary_factor {part}, have "
+            f"{head_dim * part / 2:g} rotary frequencies, expected {_FREQUENCIES}"
+        )
