@@ -7,21 +7,21 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from sglang_ext_gen.models.lance.layout import check_checkpoint
 from torch import Tensor
 
 from sglang_ext_gen.__main__ import main
 from sglang_ext_gen.checkpoint.pickles import read_pickle
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.lance import generation, vae, visual_input
+from sglang_ext_gen.models.lance.build import convert
+from sglang_ext_gen.models.lance.checkpoint import VAE, check_checkpoint
 
-CPU = torch.device("cpu")
 ATOL = 2e-5  # in-tree class against the vendor's: 7e-6 measured
 
 
 @pytest.fixture(scope="module")
 def wan(lance):
-    return vae.load_vae(lance.path, dtype=torch.float32, device=CPU)
+    return lance.load(VAE.at(lance.path))
 
 
 def close(got: Tensor, want: Tensor) -> None:
@@ -100,9 +100,9 @@ def test_convert_command_writes_the_file_that_is_then_used(lance, tmp_path, caps
 
 def test_converted_file_gives_the_same_vae(wan, lance, tmp_path):
     shutil.copy(lance.path / "Wan2.2_VAE.pth", tmp_path)
-    assert vae.convert(tmp_path) == [tmp_path / "Wan2.2_VAE.safetensors"]
+    assert convert(tmp_path) == [tmp_path / "Wan2.2_VAE.safetensors"]
     (tmp_path / "Wan2.2_VAE.pth").unlink()
-    converted = vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+    converted = lance.load(VAE.at(tmp_path))
     for (name, want), (other, got) in zip(
         wan.state_dict().items(), converted.state_dict().items(), strict=True
     ):
@@ -122,14 +122,14 @@ class Evil:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_malicious_pickle_is_refused_and_not_run(tmp_path):
+def test_malicious_pickle_is_refused_and_not_run(lance, tmp_path):
     marker = tmp_path / "owned"
     torch.save({"conv1.weight": Evil(marker)}, tmp_path / "Wan2.2_VAE.pth")
     with pytest.raises(CheckpointError, match=r"Wan2\.2_VAE\.pth is refused"):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+        lance.load(VAE.at(tmp_path))
     (tmp_path / "Wan2.2_VAE.pth").write_bytes(pickle.dumps(Evil(marker)))
     with pytest.raises(CheckpointError, match="is refused"):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+        lance.load(VAE.at(tmp_path))
     assert not marker.exists()
 
 
@@ -148,12 +148,12 @@ def test_another_state_dict_is_refused(change, message, lance, tmp_path):
     change(tensors)
     torch.save(tensors, tmp_path / "Wan2.2_VAE.pth")
     with pytest.raises(CheckpointError, match=message):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+        lance.load(VAE.at(tmp_path))
 
 
-def test_damaged_or_missing_file_is_refused(tmp_path):
+def test_damaged_or_missing_file_is_refused(lance, tmp_path):
     with pytest.raises(CheckpointError, match="is missing"):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+        lance.load(VAE.at(tmp_path))
     (tmp_path / "Wan2.2_VAE.pth").write_bytes(b"not a pickle")
     with pytest.raises(CheckpointError, match="is refused"):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+        lance.load(VAE.at(tmp_path))
