@@ -517,7 +517,9 @@ def _compare_answer(setting: Setting, url: str) -> float:
     )
     tokenizer = AutoTokenizer.from_pretrained(files.folder(variant))
     instruction = TASKS["x2t_image"].system_prompt
-    segments = pack_answer(tokenize_prompt(tokenizer, instruction, question), grid)
+    tokens = tokenize_prompt(tokenizer, instruction, question)
+    after = (*tokens.text, *tokens.suffix)
+    segments = pack_answer(tokens.prefix, grid, after, tokens.special)
     model = _reference(setting, variant)
     head = model.language_model.lm_head
     head.weight.data = head.weight[: len(tokenizer)]

@@ -154,6 +154,11 @@ class Lance:
             numbering=numbering,
         )
 
+    def pack_question(self, case: Case, grid: packing.Grid) -> list[packing.Segment]:
+        tokens = self.prompt_tokens(case)
+        after = (*tokens.text, *tokens.suffix)
+        return [*packing.pack_answer(tokens.prefix, grid, after, tokens.special)]
+
     def conditioning(self, case: Case) -> LanceConditioning:
         """With the golden source latents, so that the VAE is tested apart."""
         is_edit, has_source = case.task.is_edit, case.task.source is not None

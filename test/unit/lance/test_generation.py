@@ -13,7 +13,7 @@ from sglang_ext_gen.models.lance.mot import (
     latent_position_embedding,
     rope_cos_sin,
 )
-from sglang_ext_gen.models.lance.packing import pack_answer, pack_generation
+from sglang_ext_gen.models.lance.packing import pack_generation
 
 CASES = ("t2i", "t2i_channel_renorm", "image_edit", "t2v", "i2v", "video_edit")
 CPU = torch.device("cpu")
@@ -166,7 +166,7 @@ def test_greedy_answer(name, lance):
     ) as file:
         head = file.get_tensor("language_model.lm_head.weight")
     norm = transformer.get_submodule("norm")
-    segments = pack_answer(lance.prompt_tokens(case), grid)
+    segments = lance.pack_question(case, grid)
     prefix, hidden, answer = Prefix(), torch.empty(0), []
     with torch.no_grad():
         for segment in segments:

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from sglang_ext_gen.models.lance.packing import Segment, pack_answer
+from sglang_ext_gen.models.lance.packing import Segment
 
 CASES = ("t2i", "t2i_channel_renorm", "image_edit", "t2v", "i2v", "video_edit")
 
@@ -48,7 +48,7 @@ def test_unconditional_branch_leaves_the_users_text_out(name, numbering, tensor,
 def test_question_is_the_official_sequence(name, lance):
     case = lance.case(name)
     _, grid = lance.vision_features(case)
-    segments = list(pack_answer(lance.prompt_tokens(case), grid))
+    segments = lance.pack_question(case, grid)
     ids = ids_of(segments)
     assert torch.equal(ids, case.tensor("input_ids"))
     expected = case.tensor("position_ids")[:, : len(ids)]
