@@ -51,10 +51,6 @@ class Prefix:
     def length(self) -> int:
         return self.keys[0].shape[2] if self.keys else 0
 
-    def nbytes(self) -> int:
-        """Memory that the tensors take."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
 
 def batch_prefixes(prefixes: list[Prefix]) -> Prefix:
     """Prefixes of single requests as one batch, padded at their ends."""

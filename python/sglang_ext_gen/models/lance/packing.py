@@ -186,13 +186,7 @@ def pack_generation(
     )
 
 
-def pack_answer(tokens: PromptTokens, vision: Grid) -> tuple[Segment, ...]:
-    """Pack a question about a picture or a video; the answer follows."""
-    question = (*tokens.text, *tokens.suffix)
-    return pack_around(tokens.prefix, vision, question, tokens.special)
-
-
-def pack_around(
+def pack_answer(
     before: Sequence[int],
     vision: Grid | None,
     after: Sequence[int],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chat template of understanding, and where the visual block stands in it.
+"""The chat template of the thinker, and where the visual block stands in it.
 
 Source: the official prompt layout. The visual block is one stretch of placeholders,
 its two markers included: all of it is one bidirectional whole, so the markers too
@@ -19,7 +19,7 @@ from sglang_ext_gen.models.lance.packing import (
     Grid,
     Segment,
     SpecialTokens,
-    pack_around,
+    pack_answer,
 )
 from sglang_ext_gen.models.lance.tasks import TASKS
 
@@ -144,12 +144,12 @@ def expand(
             "Lance takes one picture or one video a request",
         )
     if grid is None:
-        return ExpandedPrompt(pack_around(token_ids, None, (), special), None)
+        return ExpandedPrompt(pack_answer(token_ids, None, (), special), None)
     at = token_ids.index(special.placeholder)
     before, after = token_ids[: at - 1], token_ids[at + 2 :]
     markers = token_ids[at - 1 : at + 2 : 2]
     if markers != [special.vision_start, special.vision_end]:
         raise RequestError("prompt", "the visual block has lost its markers")
-    segments = pack_around(before, grid, after, special)
+    segments = pack_answer(before, grid, after, special)
     start = len(before)
     return ExpandedPrompt(segments, (start, start + len(segments[1].token_ids) - 1))
