@@ -6,15 +6,12 @@ from typing import Any
 
 
 class LazyModule:
-    """A module by its name, imported when a public name is first used or replaced."""
+    """A module by its name, imported when a public name of it is first used."""
 
     def __init__(self, name: str) -> None:
-        self.__dict__["_name"] = name
+        self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("_"):  # pytest looks for marks of its own
             raise AttributeError(attribute)
         return getattr(import_module(self._name), attribute)
-
-    def __setattr__(self, attribute: str, value: Any) -> None:
-        setattr(import_module(self._name), attribute, value)

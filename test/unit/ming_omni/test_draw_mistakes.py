@@ -18,12 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conftest import Golden
-from lazy import LazyModule
 from ming_drawing import golden_request
 from ming_studio import StoredThinker, Studio, golden_answers, psnr, stored_levels
 from sglang_ext_gen.models.ming_omni import connector, schedule
-
-stages = LazyModule("sglang_ext_gen.models.ming_omni.stages")
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +38,13 @@ def studio(omni_golden: Golden, diffusion_runtime: Any) -> Studio:
 def patched(find: Callable[[Studio], Any], name: str, value: Any) -> Make:
     """Replace one attribute of what ``find`` finds."""
     return lambda studio, monkeypatch: monkeypatch.setattr(find(studio), name, value)
+
+
+def stages(studio: Studio) -> Any:
+    """The module, which imports SGLang."""
+    from sglang_ext_gen.models.ming_omni import stages
+
+    return stages
 
 
 def in_module(module: Any, name: str, value: Any) -> Make:
@@ -176,9 +180,9 @@ MISTAKES: dict[str, Make] = {
     "byt5_dropped": wrapped(condition, "_glyph_rows", lambda rows, batch: None),
     "byt5_padding_not_zeroed": unmasked_glyphs,
     "byt5_text_without_trailing_space": wrapped(
-        lambda studio: stages, "quoted_text", lambda text, prompt: text.rstrip()
+        stages, "quoted_text", lambda text, prompt: text.rstrip()
     ),
-    "byt5_span_without_wrapper_text": in_module(
+    "byt5_span_without_wrapper_text": patched(
         stages, "quoted_text", lambda prompt: prompt.split('"')[1]
     ),
     "byt5_rows_kept_on_negative_side": wrapped(
@@ -193,7 +197,7 @@ MISTAKES: dict[str, Make] = {
         lambda studio: studio.denoise, "config", use_dynamic_shifting=True
     ),
     "sigma_min_not_zeroed": in_module(schedule, "make_sigmas", default_sigma_min),
-    "other_noise": in_module(stages, "output_seeds", lambda batch: [batch.seed + 1]),
+    "other_noise": patched(stages, "output_seeds", lambda batch: [batch.seed + 1]),
     "noise_drawn_in_bfloat16": in_module(schedule, "draw_noise", bfloat16_noise),
     "learned_pad_tokens_zeroed": pad_tokens_of_zero,
     "vae_decode_without_shift": changed(
@@ -203,13 +207,13 @@ MISTAKES: dict[str, Make] = {
         lambda studio: studio.decode, "config", shift_factor=0.0, scaling_factor=1.0
     ),
     "vae_reference_ignored": wrapped(condition, "_finish", without_reference),
-    "reference_resize_bicubic": in_module(
+    "reference_resize_bicubic": patched(
         stages, "stretched", resized(Image.Resampling.BICUBIC)
     ),
-    "reference_resize_lanczos": in_module(
+    "reference_resize_lanczos": patched(
         stages, "stretched", resized(Image.Resampling.LANCZOS)
     ),
-    "reference_crop_instead_of_stretch": in_module(stages, "stretched", cropped),
+    "reference_crop_instead_of_stretch": patched(stages, "stretched", cropped),
     "reference_latent_unscaled": wrapped(condition, "_to_latents", unscaled),
     "reference_pixels_0_to_1": pixels_from_zero,
 }
