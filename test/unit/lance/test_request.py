@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request fields, tasks from inputs, placement of tasks on checkpoints."""
 
-import argparse
 import shutil
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
+from lazy import LazyModule
 from sglang_ext_gen.errors import CheckpointError, ConfigError, RequestError
 from sglang_ext_gen.models.lance.checkpoint import find_files
 from sglang_ext_gen.models.lance.options import place_tasks
@@ -20,10 +19,10 @@ from sglang_ext_gen.models.lance.request import (
     resolve_task,
     round_frames,
 )
-from sglang_ext_gen.models.lance.sampling_params import LanceSamplingParams
 from sglang_ext_gen.models.lance.tasks import TASKS
 from sglang_ext_gen.request.fields import RequestField, carries
-from sglang_ext_gen.request.flags import add_request_flags
+
+sampling_params = LazyModule("sglang_ext_gen.models.lance.sampling_params")
 
 
 @pytest.mark.parametrize(
@@ -89,32 +88,15 @@ def test_defaults_are_the_official_ones():
     assert make_plan(TASKS["t2i"], {}).latent_grid == (1, 48, 48)
 
 
-def test_a_new_field_is_declared_once_and_travels():
-    new = RequestField("glow", "float", "Of the light.", maximum=1, default=0.5)
-    table = (*REQUEST_FIELDS, new)
-
-    @dataclass
-    @carries(table)
-    class Params(LanceSamplingParams):
-        request_fields = table
+def test_a_plan_has_the_fields_of_the_table():
+    table = (*REQUEST_FIELDS, RequestField("glow", "float", "Of the light."))
 
     @dataclass(frozen=True)
     @carries(table)
     class Plan(LancePlan):
         pass
 
-    make: Any = Params
-    parser = argparse.ArgumentParser()
-    add_request_flags(parser, "Lance", table)
-    assert parser.parse_args(["--glow", "0.25"]).glow == 0.25
-    assert "glow" in Params.image_request_extra_fields()
-    assert "glow" in Params.video_request_extra_fields()
-    assert make().glow == 0.5
-    with pytest.raises(RequestError, match="glow: 2 given"):
-        make(glow=2)
-    assert make(glow=0.1).batch_key() != make().batch_key()
-    assert make(glow=0.5, prompt="a").batch_key() == make(prompt="b").batch_key()
-    assert Plan(TASKS["t2i"], **make(glow=0.1).values()).glow == 0.1
+    assert Plan(TASKS["t2i"], glow=0.1).glow == 0.1
 
 
 def test_http_takes_our_own_fields_and_no_other():
@@ -122,8 +104,10 @@ def test_http_takes_our_own_fields_and_no_other():
         *("resolution", "cfg_interval", "cfg_renorm_type", "cfg_renorm_min"),
         *("timestep_shift", "system_prompt", "source_latents"),
     }
-    assert LanceSamplingParams.video_request_extra_fields() == own
-    assert LanceSamplingParams.image_request_extra_fields() == own | {"image_path"}
+    assert sampling_params.LanceSamplingParams.video_request_extra_fields() == own
+    assert sampling_params.LanceSamplingParams.image_request_extra_fields() == own | {
+        "image_path"
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,75 +3,34 @@
 
 import argparse
 import pickle
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sglang.multimodal_gen.configs.pipeline_configs.base import ImagePipelineConfig
-from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
 
-from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
-from sglang_ext_gen.diffusion.sampling_params import FamilySamplingParams
+from lazy import LazyModule
 from sglang_ext_gen.errors import CheckpointError, ConfigError, RequestError
-from sglang_ext_gen.request.fields import (
-    NUM_OUTPUTS,
-    SEED,
-    RequestField,
-    carries,
-    check_given,
-)
 from sglang_ext_gen.request.flags import add_request_flags, request_values
+
+small = LazyModule("small_family")
 
 # --- request fields ---
 
-FIELDS = (
-    RequestField("prompt", "strs", "What.", batched_apart=False),
-    RequestField("height", "int", "Size.", minimum=1, default=64),
-    SEED,
-    NUM_OUTPUTS,
-    RequestField("guidance_scale", "float", "How much.", minimum=0),
-    RequestField("grain", "float", "Of the film.", minimum=0, maximum=1, default=0.5),
-    RequestField("weights", "floats", "One a step."),
-    RequestField("image_path", "strs", "What to change.", batched_apart=False),
-    RequestField("negative_prompt", "str", "What not.", batched_apart=False),
-)
-
-
-def check_request(values: Any) -> dict[str, Any]:
-    return check_given(FIELDS, values)
-
-
-@dataclass
-@carries(FIELDS)
-class Params(FamilySamplingParams):
-    title = "Small"
-    request_fields = FIELDS
-    also_used = frozenset({"fps"})
-
-    def check(self, server_args: Any) -> None:
-        self.check_seeds(check_request, self.values())
-
-
-def adjusted(**values: Any) -> Params:
-    params = Params(**values)
-    pipeline_config = ImagePipelineConfig(task_type="TI2I")  # type: ignore[arg-type]
-    arguments = {"output_path": None, "comfyui_mode": False, "num_gpus": 1}
-    params._adjust(SimpleNamespace(pipeline_config=pipeline_config, **arguments))
-    return params
-
 
 def test_a_row_is_a_dataclass_field_with_its_default() -> None:
-    params = Params()
+    params = small.Params()
     assert params.values() == {
-        **dict.fromkeys((field.name for field in FIELDS), None),
+        **dict.fromkeys((field.name for field in small.FIELDS), None),
         **{"height": 64, "seed": 42, "num_outputs_per_prompt": 1, "grain": 0.5},
     }
-    names = [field.name for field in fields(Params)]
+    from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+
+    names = [field.name for field in fields(small.Params)]
     assert len(names) == len(set(names))
     assert set(names) == {f.name for f in fields(SamplingParams)} | {
-        field.name for field in FIELDS
+        field.name for field in small.FIELDS
     }
     assert SamplingParams().height is None  # stock's own class stays as it is
     changed = replace(params, grain=1)
@@ -81,15 +40,15 @@ def test_a_row_is_a_dataclass_field_with_its_default() -> None:
 
 def test_http_takes_what_sglang_does_not_take_itself() -> None:
     ours = {"grain", "weights"}
-    assert Params.image_request_extra_fields() == ours | {"image_path"}
-    assert Params.video_request_extra_fields() == ours
+    assert small.Params.image_request_extra_fields() == ours | {"image_path"}
+    assert small.Params.video_request_extra_fields() == ours
 
 
 def test_the_command_line_has_a_flag_for_each() -> None:
     parser = argparse.ArgumentParser()
-    add_request_flags(parser, "Small", FIELDS)
+    add_request_flags(parser, "Small", small.FIELDS)
     words = ["--grain", "0.25", "--weights", "1", "2", "--prompt", "a"]
-    values = request_values(parser.parse_args(words), FIELDS)
+    values = request_values(parser.parse_args(words), small.FIELDS)
     assert values == {"grain": 0.25, "weights": [1, 2], "prompt": "a"}
 
 
@@ -108,17 +67,17 @@ def test_the_command_line_has_a_flag_for_each() -> None:
     ids=str,
 )
 def test_requests_are_batched_apart_by_the_table(changes: Any, is_apart: bool) -> None:
-    params, other = Params(prompt="a"), Params(**{"prompt": "a", **changes})
+    params, other = small.Params(prompt="a"), small.Params(**{"prompt": "a", **changes})
     assert (params.batch_key() != other.batch_key()) == is_apart
     # SGLang's own scheduler goes by a mark on the field.
     [name] = changes
-    [field] = [field for field in fields(Params) if field.name == name]
+    [field] = [field for field in fields(small.Params) if field.name == name]
     assert field.metadata.get("batch_sig_exclude", False) != is_apart
 
 
 def test_a_batch_key_is_hashable_and_of_equal_lists_equal() -> None:
     lists: list[dict[str, Any]] = [{"weights": [1, 2]}, {"weights": [1.0, 2.0]}]
-    keys = {Params(**values).batch_key() for values in lists}
+    keys = {small.Params(**values).batch_key() for values in lists}
     assert len(keys) == 1
 
 
@@ -137,46 +96,26 @@ def test_a_request_is_refused_by_field_before_it_is_queued(
     values: Any, name: str
 ) -> None:
     with pytest.raises(ValueError, match=name):
-        adjusted(prompt="a", **values)
+        small.adjusted(prompt="a", **values)
 
 
 def test_sglang_changes_neither_guidance_nor_negative_prompt() -> None:
-    params = adjusted(prompt="a", negative_prompt=" b ", seed=[4, 5], fps=3)
+    params = small.adjusted(prompt="a", negative_prompt=" b ", seed=[4, 5], fps=3)
     assert (params.guidance_scale, params.negative_prompt) == (None, " b ")
     assert not params.should_use_classifier_free_guidance()
 
 
 # --- load options ---
 
-OPTIONS = (
-    RequestField("fp8_mode", "str", "How.", choices=("a", "b"), default="a"),
-    RequestField("load_half", "bool", "Leave 50% on disk.", default=True),
-    RequestField("share", "float", "How much.", maximum=1),
-    RequestField("slots", "int", "How many.", minimum=1),
-)
 
-
-@dataclass
-@carries(OPTIONS)
-class Config(FamilyPipelineConfig, ImagePipelineConfig):
-    load_options = OPTIONS
-
-    def check_options(self, server_args: Any) -> None:
-        if self.slots and not self.load_half:
-            raise ConfigError("slots: needs both halves")
-
-    def check_folder(self, folder: Path) -> None:
-        raise CheckpointError(f"{folder} is damaged")
-
-
-def validate(config: Config, **arguments: Any) -> None:
+def validate(config: Any, **arguments: Any) -> None:
     nothing = {"lora_path": None, "enable_torch_compile": False, "model_path": "a/b"}
     config.validate_server_args(SimpleNamespace(**{**nothing, **arguments}))
 
 
 def test_an_option_is_a_field_of_the_pipeline_config() -> None:
-    config = Config()
-    values = [getattr(config, option.name) for option in OPTIONS]
+    config = small.Config()
+    values = [getattr(config, option.name) for option in small.OPTIONS]
     assert values == ["a", True, None, None]
     assert pickle.loads(pickle.dumps(config)) == config
     validate(config)
@@ -184,13 +123,13 @@ def test_an_option_is_a_field_of_the_pipeline_config() -> None:
 
 def test_options_are_flags_of_sglang_serve(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
-    Config.add_pipeline_cli_args(parser)
-    nothing = dict.fromkeys((option.name for option in OPTIONS), None)
+    small.Config.add_pipeline_cli_args(parser)
+    nothing = dict.fromkeys((option.name for option in small.OPTIONS), None)
     assert vars(parser.parse_args([])) == nothing
     words = "--fp8-mode b --load-half false --share 0.5 --slots 3".split()
     given = vars(parser.parse_args(words))
     assert given == {"fp8_mode": "b", "load_half": False, "share": 0.5, "slots": 3}
-    validate(Config(**{**given, "load_half": True}))
+    validate(small.Config(**{**given, "load_half": True}))
     with pytest.raises(SystemExit):
         parser.parse_args(["--fp8-mode", "c"])
     assert "If false: Leave 50% on disk." in parser.format_help()
@@ -211,16 +150,19 @@ def test_options_are_refused_by_name(
     options: Any, arguments: Any, message: str
 ) -> None:
     with pytest.raises((ConfigError, RequestError), match=message):
-        validate(Config(**options), **arguments)
+        validate(small.Config(**options), **arguments)
 
 
 def test_only_a_local_checkpoint_is_checked(tmp_path: Path) -> None:
-    validate(Config(), model_path="owner/name")
+    validate(small.Config(), model_path="owner/name")
     with pytest.raises(CheckpointError, match="is damaged"):
-        validate(Config(), model_path=str(tmp_path))
+        validate(small.Config(), model_path=str(tmp_path))
 
 
 def test_a_config_of_another_family_is_not_taken() -> None:
-    assert Config.of(SimpleNamespace(pipeline_config=Config())) == Config()
+    assert (
+        small.Config.of(SimpleNamespace(pipeline_config=small.Config()))
+        == small.Config()
+    )
     with pytest.raises(AssertionError, match="ImagePipelineConfig is not ours"):
-        Config.of(SimpleNamespace(pipeline_config=ImagePipelineConfig()))
+        small.Config.of(SimpleNamespace(pipeline_config=small.ImagePipelineConfig()))

@@ -2,96 +2,28 @@
 """A component table as SGLang's pipeline: two small components, really loaded."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from sglang.multimodal_gen.configs.pipeline_configs.base import ImagePipelineConfig
-from sglang.multimodal_gen.runtime.server_args import (
-    ServerArgs,
-    set_global_server_args,
-)
-from torch import nn
 
-from sglang_ext_gen.checkpoint.component import (
-    Component,
-    Stored,
-    check_components,
-    refuse,
-)
-from sglang_ext_gen.checkpoint.layout import TensorSpec
-from sglang_ext_gen.checkpoint.released_config import read_fields
-from sglang_ext_gen.checkpoint.rules import KEEP_NAME
-from sglang_ext_gen.diffusion.pipeline import FamilyPipeline
-from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
+from lazy import LazyModule
 from sglang_ext_gen.errors import CheckpointError
 
-
-@dataclass(frozen=True)
-class Width:
-    width: int
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
-        return read_fields(cls, values, where, ignored=())
+if TYPE_CHECKING:
+    from sglang.multimodal_gen.runtime.server_args import ServerArgs
 
 
-def specs(config: Width, stored: Stored) -> Iterator[TensorSpec]:
-    yield TensorSpec("weight", (config.width, config.width))
-
-
-def build(part: Any, dtype: torch.dtype, options: Any) -> nn.Module:
-    with torch.device("meta"):
-        width = part.config.width
-        linear = nn.Linear(width, width, bias=False, dtype=dtype)
-    linear.options = options
-    return linear
-
-
-TRANSFORMER = Component(
-    "transformer",
-    specs=specs,
-    rules=(KEEP_NAME,),
-    config=Width,
-    build=f"{__name__}:build",
-)
-ENCODER = replace(
-    TRANSFORMER, name="small_encoder", folder="in/a/folder", precision="text_encoder"
-)
-
-
-@dataclass
-class SmallConfig(FamilyPipelineConfig, ImagePipelineConfig):
-    load_options = ()
-    dit_precision: str = "bf16"
-    text_encoder_precisions: tuple[str, ...] = ("fp32",)
-
-    def check_folder(self, folder: Path) -> None:
-        refuse(folder, check_components(folder, (TRANSFORMER, ENCODER)))
-
-
-class SmallPipeline(FamilyPipeline):
-    pipeline_name = "SmallPipeline"
-    components = (TRANSFORMER, ENCODER)
-    stock_components = {"vae": ("diffusers", "AutoencoderKL")}  # noqa: RUF012
-    unneeded: frozenset[str] = frozenset({"vae"})
-
-    def unneeded_components(self, folder: Path, server_args: ServerArgs) -> set[str]:
-        return set(self.unneeded)
-
-    def create_pipeline_stages(self, server_args: ServerArgs) -> None:
-        pass
+small = LazyModule("small_family")
 
 
 def write(folder: Path, width: int) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"width": width}), "utf-8")
     weight = torch.arange(width**2, dtype=torch.float32).view(width, width)
-    save_file({"weight": weight}, folder / TRANSFORMER.file)
+    save_file({"weight": weight}, folder / small.TRANSFORMER.file)
 
 
 @pytest.fixture
@@ -102,20 +34,25 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server_args(root: Path, ideogram4_golden: Any) -> ServerArgs:
+def server_args(root: Path, ideogram4_golden: Any) -> "ServerArgs":
+    from sglang.multimodal_gen.runtime.server_args import (
+        ServerArgs,
+        set_global_server_args,
+    )
+
     # Any path that stock knows will do: the pipeline gets its own.
     server_args = ServerArgs.from_kwargs(
         model_path=str(ideogram4_golden.checkpoint), backend="sglang"
     )
-    server_args.pipeline_config = SmallConfig()
+    server_args.pipeline_config = small.SmallConfig()
     set_global_server_args(server_args)
     return server_args
 
 
 def test_every_row_is_loaded_from_its_folder_in_its_precision(
-    root: Path, server_args: ServerArgs
+    root: Path, server_args: "ServerArgs"
 ) -> None:
-    pipeline = SmallPipeline(str(root), server_args)
+    pipeline = small.SmallPipeline(str(root), server_args)
     assert pipeline.modules.keys() == {"transformer", "small_encoder"}
     transformer, encoder = map(pipeline.get_module, ("transformer", "small_encoder"))
     assert transformer.weight.tolist() == [[0, 1], [2, 3]]
@@ -126,9 +63,9 @@ def test_every_row_is_loaded_from_its_folder_in_its_precision(
 
 
 def test_a_process_loads_what_it_needs_and_knows_of_the_rest(
-    root: Path, server_args: ServerArgs
+    root: Path, server_args: "ServerArgs"
 ) -> None:
-    class Half(SmallPipeline):
+    class Half(small.SmallPipeline):
         unneeded = frozenset({"vae", "small_encoder"})
 
     pipeline = Half(str(root), server_args)
@@ -137,26 +74,26 @@ def test_a_process_loads_what_it_needs_and_knows_of_the_rest(
     assert index["vae"] == ["diffusers", "AutoencoderKL"]
     assert index["small_encoder"] == ["sglang_ext_gen", "small_encoder"]
     # The other pipeline's own list is not changed by it.
-    assert SmallPipeline(str(root), server_args).modules.keys() == {
+    assert small.SmallPipeline(str(root), server_args).modules.keys() == {
         "transformer",
         "small_encoder",
     }
 
 
 def test_the_user_may_put_a_component_elsewhere(
-    root: Path, server_args: ServerArgs, tmp_path: Path
+    root: Path, server_args: "ServerArgs", tmp_path: Path
 ) -> None:
     write(tmp_path / "other", 5)
     server_args.component_paths = {"transformer": str(tmp_path / "other")}
     server_args.component_precisions = {"transformer": "fp32"}
-    transformer = SmallPipeline(str(root), server_args).get_module("transformer")
+    transformer = small.SmallPipeline(str(root), server_args).get_module("transformer")
     assert transformer.weight.shape == (5, 5)
     assert transformer.weight.dtype == torch.float32
 
 
 def test_damage_is_refused_before_anything_is_loaded(
-    root: Path, server_args: ServerArgs
+    root: Path, server_args: "ServerArgs"
 ) -> None:
-    (root / "in/a/folder" / ENCODER.file).write_bytes(b"")
+    (root / "in/a/folder" / small.ENCODER.file).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"1 problem\(s\).*is truncated"):
-        SmallPipeline(str(root), server_args)
+        small.SmallPipeline(str(root), server_args)
