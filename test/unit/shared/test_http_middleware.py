@@ -93,7 +93,9 @@ class StubServerArgs:
     pipeline_config: object
 
     def __init__(self, family: str) -> None:
-        module, _, name = find_family(family).pipeline_config.partition(":")
+        row = find_family(family)
+        file, _, name = row.pipeline_config.partition(":")
+        module = f"{row.package}.{file}"
         self.pipeline_config = type(name, (), {"__module__": module})()
 
 
