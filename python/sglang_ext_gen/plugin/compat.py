@@ -75,6 +75,8 @@ def check_use(use: Use, sources: Sources) -> Iterator[str]:
         owner = next((o for o in owners if has_member(o, use.member)), None)
         if owner is None:
             # What we define and name ourselves needs nothing of SGLang.
+            if use.member in sources.declared:
+                return
             if use.override is None or use.member not in sources.words:
                 verb = "used" if use.override is None else "overridden"
                 yield f"{name} does not exist, {verb} in {use.place}"

@@ -43,6 +43,7 @@ _GEN_ARGS = f"{_GEN}.server_args:ServerArgs"
 _SRT_ARGS = f"{_SRT}.server_args:ServerArgs"
 _GENERATE = f"{_SRT}.managers.io_struct:GenerateReqInput"
 _MING = "models/ming_omni"
+_PIPELINE = f"{_GEN}.pipelines_core.composed_pipeline_base:ComposedPipelineBase"
 _PROTOCOL = f"{_MING}/thinker_protocol.py"
 _LANCE = "models/lance/thinker/model.py"
 
@@ -283,6 +284,11 @@ COUPLINGS: tuple[Coupling, ...] = (
         *"/generate /model_info".split(),
     ),
     *_rows(
+        *("member", "diffusion/pipeline.py", _PIPELINE),
+        "Components would be missing, or loaded for nothing.",
+        *"_required_config_modules component_loaders".split(),
+    ),
+    *_rows(
         *("route", "gateway/app.py", f"{_SRT_SERVER}:app"),
         "The thinker would answer no client.",
         *(
@@ -295,12 +301,12 @@ COUPLINGS: tuple[Coupling, ...] = (
         *"/health /health_generate".split(),
     ),
     *_rows(
-        *("route", "registry.py", f"{_API}.openai.image_api:router"),
+        *("route", "models/lance/__init__.py", f"{_API}.openai.image_api:router"),
         "Pictures could not be asked for.",
         *"/v1/images/generations /v1/images/edits".split(),
     ),
     *_rows(
-        *("route", "registry.py", f"{_API}.openai.video_api:router"),
+        *("route", "models/lance/__init__.py", f"{_API}.openai.video_api:router"),
         "Videos could not be asked for.",
         "/v1/videos",
     ),

@@ -116,6 +116,18 @@ class Sources:
         named = {node.arg for node in nodes if isinstance(node, ast.keyword)}
         return read | said | {name for name in named if name}
 
+    @cached_property
+    def declared(self) -> set[str]:
+        """Names of the fields and options in the families' tables."""
+        return {
+            str(node.args[0].value)
+            for tree in self.trees.values()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and getattr(node.func, "id", None) == "RequestField"
+            and isinstance(node.args[0], ast.Constant)
+        }
+
     def uses(self) -> Iterator[Use]:
         """All that the package expects of SGLang."""
         for file, tree in self.trees.items():

@@ -299,7 +299,7 @@ def test_tiny_checkpoint_is_complete_and_repeatable(tmp_path):
 def test_released_dimensions(tmp_path):
     """Sizes of the release as its ports state them."""
     config = {
-        **json.loads(json.dumps(tiny._transformer(tiny.TINY))),
+        **json.loads(json.dumps(tiny.transformer_config(tiny.TINY))),
         **{"dim": 3840, "n_layers": 30, "n_heads": 30, "n_kv_heads": 30},
         **{"cap_feat_dim": 2560, "axes_dims": [32, 48, 48]},
     }

@@ -176,7 +176,7 @@ def test_the_scan_sees_every_import_and_override(sources):
     members = {(use.owners[0].rpartition(":")[2], use.member) for use in uses}
     assert {
         ("DiffGenerator", "_send_to_scheduler_and_wait_for_response"),
-        ("ComposedPipelineBase", "_required_config_modules"),
+        ("ComposedPipelineBase", "get_module"),
         ("SamplingParams", "_explicit_fields"),
         ("ModelTaskType", "I2I"),
         ("Req", "num_outputs_per_prompt"),

@@ -102,7 +102,7 @@ def write_tiny(path: Path, seed: int = 0, dimensions: Dimensions = TINY) -> None
         thinker.write_tiny(folder, seed)
         write_component(folder, CONNECTOR, _connector(dimensions), **drawn)
         _write_bridge(folder, dimensions, drawn)
-        write_component(folder, TRANSFORMER, _transformer(dimensions), **drawn)
+        write_component(folder, TRANSFORMER, transformer_config(dimensions), **drawn)
         write_component(
             folder,
             VAE,
@@ -170,7 +170,8 @@ def _connector(dimensions: Dimensions) -> dict[str, Any]:
     }
 
 
-def _transformer(dimensions: Dimensions) -> dict[str, Any]:
+def transformer_config(dimensions: Dimensions) -> dict[str, Any]:
+    """``transformer/config.json``."""
     return {
         "_class_name": "ZImageTransformer2DModel",
         "_diffusers_version": _DIFFUSERS_VERSION,
