@@ -19,7 +19,6 @@ from server.starts import count_start
 from sglang_ext_gen.process.child_server import free_port
 
 if TYPE_CHECKING:
-    import sglang
     from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
         DiffGenerator,
     )
@@ -209,7 +208,7 @@ def float32_generator(model: Path, **server_args: Any) -> Iterator["DiffGenerato
 @contextmanager
 def started_engine(
     model: Path, *, dtype: str = "float32", **server_args: Any
-) -> Iterator["sglang.Engine"]:
+) -> Iterator[Any]:
     """An ``sgl.Engine`` with ports of its own.
 
     Its shutdown kills every child of this process, so no server may run beside it.

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What SGLang calls: entry points, and every stock symbol whose behaviour we change.
 
-entry_points.py     functions that SGLang loads, one a runtime
-hooks.py            the ledger: each hook, its reason, when it can go
-compat.py           is the installed SGLang the release, and of the shape, we rely on
-stock_uses.py       what our source takes from SGLang
-couplings.py        what we rely on and no import shows
-resolution.py       whose checkpoint is this; replacements that ask first
-language_models.py  our models on the language model runtime
-generate.py         ``DiffGenerator.generate`` for our families
+    entry_points.py     functions that SGLang loads, one a runtime
+    hooks.py            the ledger: each hook, its reason, when it can go
+    compat.py           is the installed SGLang the release, and of the shape, we rely on
+    stock_uses.py       what our source takes from SGLang
+    couplings.py        what we rely on and no import shows
+    resolution.py       whose checkpoint is this; replacements that ask first
+    language_models.py  our models on the language model runtime
+    generate.py         ``DiffGenerator.generate`` for our families
+
+Nothing outside this folder changes SGLang.
 """

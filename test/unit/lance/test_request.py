@@ -3,6 +3,7 @@
 
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -96,7 +97,8 @@ def test_a_plan_has_the_fields_of_the_table():
     class Plan(LancePlan):
         pass
 
-    assert Plan(TASKS["t2i"], glow=0.1).glow == 0.1
+    make: Any = Plan  # types know nothing of what the table declares
+    assert make(TASKS["t2i"], glow=0.1).glow == 0.1
 
 
 def test_http_takes_our_own_fields_and_no_other():

@@ -233,19 +233,7 @@ def resolve_task(values: Mapping[str, Any]) -> Task:
 
 
 def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the fields of a request, each alone and all together.
-
-    Args:
-        values: Fields that the user gave; ``None`` means not given. Names that
-            are not in ``REQUEST_FIELDS`` are not looked at.
-
-    Returns:
-        The given fields in their own types.
-
-    Raises:
-        RequestError: Names the first field that cannot be used, its value and
-            what is allowed.
-    """
+    """Check the fields of a request, alone and together; see ``ModelFamily``."""
     checked = check_given(REQUEST_FIELDS, values)
     check_prompt(checked.get("prompt"))
     if checked.get("negative_prompt", "").strip():
