@@ -3,12 +3,12 @@
 
     entry_points.py     functions that SGLang loads, one a runtime
     hooks.py            the ledger: each hook, its reason, when it can go
-    compat.py           is the installed SGLang the release, and of the shape, we rely on
+    compat.py           is the installed SGLang the one that we rely on
     stock_uses.py       what our source takes from SGLang
     couplings.py        what we rely on and no import shows
     resolution.py       whose checkpoint is this; replacements that ask first
     language_models.py  our models on the language model runtime
     generate.py         ``DiffGenerator.generate`` for our families
 
-Nothing outside this folder changes SGLang.
+Only what ``hooks.py`` lists changes a function of SGLang's.
 """
