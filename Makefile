@@ -9,10 +9,10 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-unit lint bench upgrade-check clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 setup: $(STAMP) ## Make .venv and install the package with its test tools
 
@@ -33,9 +33,15 @@ demo: setup ## Write tiny checkpoints, draw and chat with them, on any device
 	$(BIN)/python -m sglang_ext_gen demo
 	$(BIN)/python -m sglang_ext_gen demo ming_omni
 
-# Two files at a time: a starting server keeps one core busy for a minute.
+# Two at a time: a starting server keeps one core busy for a minute. Servers come
+# first, so that the short files at the end keep both busy.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: setup ## Run every test that needs no accelerator; ARGS are passed to pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-unit: setup ## Run the tests that start no server; ARGS as above
+	$(PYTEST) test/unit $(ARGS)
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check .
@@ -50,6 +56,9 @@ bench: setup ## Run the benchmarks at their tiny size
 	$(BIN)/python benchmark/bench_ming_image.py --tiny
 	$(BIN)/python benchmark/bench_loading.py --tiny
 	$(BIN)/python benchmark/bench_thinker.py --tiny
+
+upgrade-check: setup ## Go through the steps of UPGRADING.md with the installed SGLang
+	$(BIN)/python -m sglang_ext_gen doctor --upgrade
 
 clean: ## Remove the environment, caches and build outputs
 	rm -rf .venv build dist python/*.egg-info .pytest_cache .ruff_cache

@@ -227,7 +227,7 @@ def run(side: Side, case: Case, preset: str, threads: int, folder: Path) -> Mess
             **{"prompt": PROMPT, "width": case.size, "height": case.size},
             **{"seed": SEED, "preset": preset},
         },
-        "plan": asdict(plan_denoising(preset)),
+        "plan": asdict(plan_denoising({"preset": preset})),
         "threads": threads,
         "picture": str(picture(side, preset, folder)),
     }

@@ -55,10 +55,11 @@ from lance_cases import (
     write_sources,
 )
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.cli import running
-from sglang_ext_gen.models.lance import generation, loaders, sources, tiny, vae
+from sglang_ext_gen.models.lance import generation, sources, tiny, vae
 from sglang_ext_gen.models.lance.packing import (
     pack_answer,
     tokenize_prompt,
@@ -514,14 +515,16 @@ def _compare_answer(setting: Setting, url: str) -> float:
         "image_256res",
         setting.device,
     )
-    tokenizer = loaders.load_tokenizer(files.folder(variant))
+    tokenizer = AutoTokenizer.from_pretrained(files.folder(variant))
     instruction = TASKS["x2t_image"].system_prompt
-    splits = pack_answer(tokenize_prompt(tokenizer, instruction, question), grid)
+    tokens = tokenize_prompt(tokenizer, instruction, question)
+    after = (*tokens.text, *tokens.suffix)
+    segments = pack_answer(tokens.prefix, grid, after, tokens.special)
     model = _reference(setting, variant)
     head = model.language_model.lm_head
     head.weight.data = head.weight[: len(tokenizer)]
     start = time.perf_counter()
-    want = reference.answer(model, splits, features, ANSWER_TOKENS)
+    want = reference.answer(model, segments, features, ANSWER_TOKENS)
     seconds = time.perf_counter() - start
     if got != want:
         raise RuntimeError(f"the server answers {got}, the reference {want}")

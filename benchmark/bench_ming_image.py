@@ -33,8 +33,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sglang_ext_gen.models.ming_omni import loaders, tiny
-from sglang_ext_gen.models.ming_omni.layout import MingFiles
+from sglang_ext_gen.checkpoint.build import load_component
+from sglang_ext_gen.models.ming_omni import tiny
+from sglang_ext_gen.models.ming_omni.checkpoint import BRIDGE, TRANSFORMER
 
 SEED = 0
 PROMPT = 'A red fox on a bench in the snow, number {}, with a sign "OPEN"'
@@ -112,8 +113,8 @@ def measure_transformer(model: Path, arguments: argparse.Namespace) -> dict[str,
 
     _start_runtime(model)
     dtype, device = getattr(torch, arguments.dtype), torch.device(arguments.device)
-    files = MingFiles(model)
-    ours = loaders.load_transformer(files, dtype=dtype, device=device)
+    part = TRANSFORMER.at(model)
+    ours = load_component(part, dtype=dtype, device=device)
     theirs: Any = ZImageTransformer2DModel.from_pretrained(
         str(model / "transformer"), torch_dtype=dtype
     )
@@ -124,8 +125,9 @@ def measure_transformer(model: Path, arguments: argparse.Namespace) -> dict[str,
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device)
 
-    channels = files.transformer.in_channels
-    caption = noise(files.bridge.num_query_tokens, files.transformer.cap_feat_dim)
+    channels = part.config.in_channels
+    query_tokens = BRIDGE.at(model).config.num_query_tokens
+    caption = noise(query_tokens, part.config.cap_feat_dim)
     captions = torch.stack([caption, torch.zeros_like(caption)])
     when = torch.tensor(0.1, device=device)
     rows: dict[str, dict[str, Any]] = {}

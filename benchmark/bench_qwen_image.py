@@ -174,12 +174,12 @@ def make_checkpoint(args: argparse.Namespace, folder: Path) -> Path:
         return path
     # Imported here: they need PyTorch, which the measuring process does not.
     from sglang_ext_gen.checkpoint.tiny import split_into_shards
-    from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE
+    from sglang_ext_gen.models.qwen_image import checkpoint
     from sglang_ext_gen.models.qwen_image.tiny import MID_SIZE, TRANSFORMER, write_tiny
 
     config = TRANSFORMER if args.tiny else MID_SIZE
     write_tiny(path, seed=SEED, transformer=config)
-    weights = path / "transformer" / WEIGHTS_FILE
+    weights = checkpoint.TRANSFORMER.at(path).file
     split_into_shards(weights, int(SHARD * weights.stat().st_size))
     return path
 

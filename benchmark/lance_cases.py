@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``bench_lance.py`` measures: cases, their sources, and the modules they need."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,22 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoTokenizer
 
-from sglang_ext_gen.models.lance import loaders, sources, vae, visual_input
+from sglang_ext_gen.checkpoint.build import load_component
+from sglang_ext_gen.checkpoint.component import StoredComponent
+from sglang_ext_gen.models.lance import sources, vae, visual_input
+from sglang_ext_gen.models.lance.checkpoint import (
+    VAE,
+    VAE_DECODER,
+    LanceFiles,
+    find_files,
+)
 from sglang_ext_gen.models.lance.generation import LanceConditioning
-from sglang_ext_gen.models.lance.layout import LanceFiles, find_files
 from sglang_ext_gen.models.lance.mot import LanceTransformer
 from sglang_ext_gen.models.lance.options import takes_sources
 from sglang_ext_gen.models.lance.packing import Grid, pack_generation, tokenize_prompt
+from sglang_ext_gen.models.lance.pipeline_config import LancePipelineConfig
 from sglang_ext_gen.models.lance.request import make_plan
 from sglang_ext_gen.models.lance.tasks import TASKS, Variant
 from sglang_ext_gen.models.lance.vision import LanceVisionTransformer
@@ -104,40 +113,33 @@ class Parts:
 
     def __init__(self, setting: Setting, tasks: Sequence[str]) -> None:
         self.files = setting.files
-        self._has_encoder = takes_sources(",".join(tasks))
-        self._kinds: dict[str, Any] = {"dtype": torch.float32, "device": setting.device}
-        self._modules: dict[str, Any] = {}
+        self._vae = VAE if takes_sources(",".join(tasks)) else VAE_DECODER
+        self._device = setting.device
+        self._modules: dict[tuple[str, Path], Any] = {}
 
     def vae(self) -> Any:
-        return self._once(
-            "vae",
-            lambda: loaders.load_vae(
-                self.files.root, **self._kinds, has_encoder=self._has_encoder
-            ),
-        )
+        return self._load(self._vae.at(self.files.root))
 
     def transformer(self, variant: Variant) -> LanceTransformer:
-        return self._once(
-            f"transformer of {variant}",
-            lambda: loaders.load_transformer(self.files, variant, **self._kinds),
-        )
+        return self._load(self.files.transformer(variant))
 
     def vision(self, variant: Variant) -> LanceVisionTransformer:
-        return self._once(
-            f"vision of {variant}",
-            lambda: loaders.load_vision(
-                self.files, variant, "checkpoint", **self._kinds
-            ),
-        )
+        return self._load(self.files.vision(variant))
 
     def nbytes(self) -> int:
         modules = self._modules.values()
         return sum(p.nbytes for module in modules for p in module.parameters())
 
-    def _once(self, name: str, load: Callable[[], Any]) -> Any:
-        if name not in self._modules:
-            self._modules[name] = load()
-        return self._modules[name]
+    def _load(self, part: StoredComponent[Any]) -> Any:
+        key = (part.component.name, part.folder)
+        if key not in self._modules:
+            self._modules[key] = load_component(
+                part,
+                dtype=torch.float32,
+                device=self._device,
+                options=LancePipelineConfig(),
+            )
+        return self._modules[key]
 
 
 @torch.no_grad()
@@ -157,7 +159,7 @@ def condition(setting: Setting, parts: Parts, case: Case) -> LanceConditioning:
             features, vision_grid = see(
                 parts.vision(case.variant), frames, plan.resolution, device
             )
-    tokenizer = loaders.load_tokenizer(setting.files.folder(case.variant))
+    tokenizer = AutoTokenizer.from_pretrained(setting.files.folder(case.variant))
     packed = pack_generation(
         tokenize_prompt(tokenizer, plan.system_prompt, PROMPT),
         target=plan.latent_grid,

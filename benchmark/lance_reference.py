@@ -2,12 +2,12 @@
 """The official algorithm of Lance, put together from transformers' Qwen2.5-VL modules.
 
 What ``bench_lance.py`` compares with. It does what the official script does, and no
-more: one request, each branch fills its own key/value cache split by split, every layer
-sends rows to the plain or to the generation weights by index, the two branches run one
-after the other. Attribute names are those of the checkpoint, so ``load_state_dict``
-fills it. Not shared with our modules: every layer, the vision tower, the loop. Shared:
-token packing, which golden data covers, and the two latent embeddings, which are
-formulas.
+more: one request, each branch fills its own key/value cache segment by segment, every
+layer sends rows to the plain or to the generation weights by index, the two branches
+run one after the other. Attribute names are those of the checkpoint, so
+``load_state_dict`` fills it. Not shared with our modules: every layer, the vision
+tower, the loop. Shared: token packing, which golden data covers, and the two latent
+embeddings, which are formulas.
 """
 
 import itertools
@@ -34,7 +34,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from sglang_ext_gen.models.lance.config import LATENT_CHANNELS, MAX_LATENT_SIDE
 from sglang_ext_gen.models.lance.generation import LanceConditioning
 from sglang_ext_gen.models.lance.mot import LanceTimeEmbedder, latent_position_embedding
-from sglang_ext_gen.models.lance.packing import Grid, Split, latent_rows
+from sglang_ext_gen.models.lance.packing import Grid, Segment, latent_rows
 from sglang_ext_gen.models.lance.schedule import (
     Guidance,
     blend_guidance,
@@ -179,22 +179,22 @@ class ReferenceLance(nn.Module):
         return model.to(device).requires_grad_(False).eval()
 
     def run(
-        self, x: Tensor, split: Split, cache: Cache, *, keep: bool
+        self, x: Tensor, segment: Segment, cache: Cache, *, keep: bool
     ) -> tuple[Tensor, Tensor]:
-        """One split of a packed sequence against a cache.
+        """One segment of a packed sequence against a cache.
 
         Returns:
             [S, D] before the final norm, and the rows of latents.
         """
         rows = torch.arange(len(x), device=x.device)
         experts = {PLAIN: rows}
-        if split.has_latents:
+        if segment.has_latents:
             experts = {PLAIN: rows[[0, -1]], GENERATION: rows[1:-1]}
-        rotary = self.rotary(x, split.position_ids[:, None].to(x.device))
+        rotary = self.rotary(x, segment.position_ids[:, None].to(x.device))
         past = cache.layers[0]
         before = 0 if past is None else past[0].shape[2]
         mask = None
-        if split.is_causal:
+        if segment.is_causal:
             seen = torch.ones(len(x), before + len(x), device=x.device)
             mask = seen.tril(before).bool()
         for index, layer in enumerate(self.language_model.model.layers):
@@ -203,18 +203,18 @@ class ReferenceLance(nn.Module):
 
     def embed_block(
         self,
-        split: Split,
+        segment: Segment,
         latents: Tensor | None,
         times: Tensor | None,
         features: Tensor,
     ) -> Tensor:
         """[S, D] of a visual block: latents [I, C] at ``times`` [I], or features."""
         markers = self.language_model.model.embed_tokens(
-            split.token_ids[[0, -1]].to(features.device)
+            segment.token_ids[[0, -1]].to(features.device)
         )
-        if latents is not None and times is not None and split.grid is not None:
+        if latents is not None and times is not None and segment.grid is not None:
             table = latent_position_embedding(
-                latent_rows(split.grid, MAX_LATENT_SIDE), self.config.hidden_size
+                latent_rows(segment.grid, MAX_LATENT_SIDE), self.config.hidden_size
             ).to(latents.device)
             features = self.vae2llm(latents) + self.time_embedder(times) + table
         return torch.cat([markers[:1], features, markers[1:]])
@@ -223,7 +223,7 @@ class ReferenceLance(nn.Module):
 @torch.no_grad()
 def fill_cache(
     model: ReferenceLance,
-    splits: Sequence[Split],
+    segments: Sequence[Segment],
     features: Tensor | None = None,
     source: Tensor | None = None,
 ) -> Cache:
@@ -231,41 +231,45 @@ def fill_cache(
 
     Args:
         model: See there.
-        splits: All but the noise.
+        segments: All but the noise.
         features: [S, D] of a vision block.
         source: [I, C] clean latents of a source block.
     """
     cache = Cache(model.config.num_hidden_layers)
     embed = model.language_model.model.embed_tokens
     device = embed.weight.device
-    for split in splits:
-        if split.grid is None:
-            x = embed(split.token_ids.to(device))
-        elif split.kind == "vision":
+    for segment in segments:
+        if segment.grid is None:
+            x = embed(segment.token_ids.to(device))
+        elif segment.kind == "vision":
             assert features is not None, "edits and questions have features"
-            x = model.embed_block(split, None, None, features)
+            x = model.embed_block(segment, None, None, features)
         else:
             assert source is not None, "edits have source latents"
             clean = torch.zeros(len(source), device=device)
-            x = model.embed_block(split, source, clean, source)
-        model.run(x, split, cache, keep=True)
+            x = model.embed_block(segment, source, clean, source)
+        model.run(x, segment, cache, keep=True)
     return cache
 
 
 @torch.no_grad()
 def velocity(
-    model: ReferenceLance, latents: Tensor, times: Tensor, split: Split, cache: Cache
+    model: ReferenceLance,
+    latents: Tensor,
+    times: Tensor,
+    segment: Segment,
+    cache: Cache,
 ) -> Tensor:
     """[I, C] velocity of the noise block of one branch."""
-    x = model.embed_block(split, latents, times, latents)
-    x, rows = model.run(x, split, cache, keep=False)
+    x = model.embed_block(segment, latents, times, latents)
+    x, rows = model.run(x, segment, cache, keep=False)
     norm = model.language_model.model.get_submodule(f"norm{GENERATION}")
     return model.llm2vae(norm(x[rows]))
 
 
 def fill_caches(
     model: ReferenceLance, request: LanceConditioning
-) -> list[tuple[Cache, Split]]:
+) -> list[tuple[Cache, Segment]]:
     """Prefix and noise block of the conditional and the unconditional branch."""
     packed, features = request.packed, request.vision_features
     source = request.source_latents
@@ -275,8 +279,8 @@ def fill_caches(
         ((*packed.shared, *packed.unconditional), packed.unconditional_noise),
     )
     return [
-        (fill_cache(model, splits, features, source), noise)
-        for splits, noise in branches
+        (fill_cache(model, segments, features, source), noise)
+        for segments, noise in branches
     ]
 
 
@@ -323,17 +327,17 @@ class ReferenceVision(nn.Module):
 
 @torch.no_grad()
 def answer(
-    model: ReferenceLance, splits: Sequence[Split], features: Tensor, num: int
+    model: ReferenceLance, segments: Sequence[Segment], features: Tensor, num: int
 ) -> list[int]:
     """``num`` greedy tokens after a packed question about a picture or video.
 
     Args:
         model: With the rows of its head that are tokens.
-        splits: See ``packing.pack_answer``.
+        segments: See ``packing.pack_answer``.
         features: [S, D] of the medium.
         num: No token ends the answer.
     """
-    *before, last = splits
+    *before, last = segments
     cache = fill_cache(model, before, features)
     core = model.language_model.model
     device = core.embed_tokens.weight.device
@@ -348,7 +352,7 @@ def answer(
         tokens.append(int(logits.argmax()))
         position += 1
         ids = torch.tensor(tokens[-1:])
-        next_token = Split("text", ids, torch.full((3, 1), position))
+        next_token = Segment("text", ids, torch.full((3, 1), position))
         x, _ = model.run(
             core.embed_tokens(ids.to(device)), next_token, cache, keep=True
         )

@@ -7,6 +7,7 @@ on a machine without a CUDA device. PyTorch is imported only when a test needs i
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from server.starts import MAX_STARTS, started
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +81,23 @@ def ideogram4_golden(golden_dir: Callable[[str], Path]) -> Golden:
     return Golden(golden_dir("ideogram4"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``--dist loadgroup`` runs in one process what shares fixtures: mostly a file."""
+    for item in items:
+        folder = item.path.parent
+        shared = folder if folder.name == "one_port" else item.path.with_suffix("")
+        group = "/".join(shared.parts[-2:])
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish() -> None:
+    """What takes longest to import waits until a test needs it."""
+    if early := {"sglang", "transformers", "diffusers"} & sys.modules.keys():
+        names = ", ".join(sorted(early))
+        raise pytest.UsageError(f"collecting imported {names}; see test/lazy.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is None:
         return
@@ -85,3 +105,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and torch.cuda.is_available() is false")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker process of pytest-xdist has counted."""
+    started.extend(getattr(node, "workeroutput", {}).get("started", ()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["started"] = started
+    elif len(started) > MAX_STARTS:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if started:
+        terminalreporter.section(
+            f"SGLang was started {len(started)} times, at most {MAX_STARTS} allowed"
+        )
+        terminalreporter.write_line("\n".join(sorted(started)))

@@ -6,17 +6,26 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
-from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
 from torch import Tensor
 
 from conftest import Golden
 from images import decibels
+from lazy import LazyModule
 from ming_drawing import golden_png, golden_request
 from sglang_ext_gen.errors import ThinkerError
-from sglang_ext_gen.models.ming_omni import byt5, loaders, stages
-from sglang_ext_gen.models.ming_omni.layout import MingFiles
+from sglang_ext_gen.layers.fp8_linear import tensor_parallel
+from sglang_ext_gen.models.ming_omni.checkpoint import (
+    COMPONENTS,
+    SCHEDULER,
+    VAE,
+    glyph_config,
+)
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
+
+build = LazyModule("sglang_ext_gen.checkpoint.build")
+byt5, stages = (
+    LazyModule(f"sglang_ext_gen.models.ming_omni.{name}") for name in ("byt5", "stages")
+)
 
 FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
 
@@ -47,26 +56,35 @@ class Studio:
     def __init__(
         self, golden: Golden, thinker: StoredThinker | None, server_args: Any
     ) -> None:
-        files = MingFiles(golden.checkpoint)
-        vae = loaders.load_vae(files, **FLOAT32)
-        glyphs = loaders.load_glyph_encoder(files, **FLOAT32)
+        root = golden.checkpoint
+        glyphs = glyph_config(root)
         assert glyphs is not None
-        tokenizer = byt5.load_glyph_tokenizer(files.byt5, files.glyphs)
+        tp_rank, tp_size = tensor_parallel()
+        modules = {
+            row.name: build.load_component(
+                row.at(root), **FLOAT32, tp_rank=tp_rank, tp_size=tp_size
+            )
+            for row in COMPONENTS
+        }
+        transformer = modules.pop("transformer")
+        vae_config = VAE.at(root).config
         self.server_args = server_args
         self.thinker = thinker
-        self.condition = stages.MingConditioningStage(
-            loaders.load_condition_encoder(files, **FLOAT32),
-            (glyphs, tokenizer),
-            vae,
-            files.vae,
+        self.condition = stages.MingOmniConditioningStage(
+            modules,
+            vae_config,
+            byt5.load_glyph_tokenizer(root / "byt5", glyphs),
             thinker,  # type: ignore[arg-type]
         )
-        self.denoise = stages.MingDenoisingStage(
-            loaders.load_transformer(files, **FLOAT32), files.scheduler
+        self.denoise = stages.MingOmniDenoisingStage(
+            {"transformer": transformer}, SCHEDULER.at(root).config
         )
-        self.decode = stages.MingDecodingStage(vae, files.vae)
+        self.decode = stages.MingOmniDecodingStage({"vae": modules["vae"]}, vae_config)
 
     def request(self, **fields: Any) -> Any:
+        from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
+        from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
+
         return Req(
             sampling_params=SamplingParams.from_user_sampling_params_args(
                 self.server_args.model_path, server_args=self.server_args, **fields

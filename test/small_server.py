@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small real HTTP server that does what a request tells it, for tests of the front.
+"""A small real HTTP server that does what a request tells it, for tests of the gateway.
 
     python small_server.py TITLE --host HOST --port PORT
 
@@ -69,7 +69,7 @@ async def act(request: Request) -> Response:
             "headers": dict(request.headers),
             "length": len(body),
         },
-        headers={"x-part": TITLE},
+        headers={"x-upstream": TITLE},
     )
 
 

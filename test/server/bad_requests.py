@@ -3,7 +3,8 @@
 
 ``IDEOGRAM4`` and ``QWEN_IMAGE`` hold every case for ``POST /v1/images/generations`` and
 the routes beside it; what is wrong for any family is in both. A case says what is sent
-and which field the answer must name.
+and which field the answer must name. All are sent to stock's application without a
+model (``test/unit/shared/test_bad_requests.py``), ``LIVE`` also to real servers.
 """
 
 import json
@@ -261,3 +262,16 @@ QWEN_IMAGE: tuple[BadRequest, ...] = (
     changed(QWEN_IMAGE_GOOD, "guidance_scale", guidance_scale=3, true_cfg_scale=4),
     *RAW,
 )
+
+# One of each kind.
+LIVE = (
+    *("prompt=missing", 'size="255x256"', "n=11", "seed=-1", "guidance_scale=NaN"),
+    *('output_file_name="../../escape.png"', 'extra_body={"seed": 8}'),
+    *("truncated", "deep", "not UTF-8", "too long", "plain text", "GET", "edits"),
+    *("adapter path", "no such picture", "no such model"),
+)
+
+
+def live(table: tuple[BadRequest, ...]) -> list[BadRequest]:
+    """The cases of a family's table that a real server is sent."""
+    return [case for case in table if case.name in LIVE]

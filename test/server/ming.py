@@ -2,7 +2,6 @@
 """The thinker's golden requests, for an in-process engine and for HTTP."""
 
 import base64
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +94,20 @@ def _media_files(golden: Golden) -> list[str]:
     return [path.name for path in found]
 
 
+def golden_sampling(golden: Golden, case: str) -> dict[str, Any]:
+    """Greedy, as many tokens as the official code wrote."""
+    tokens = golden.json["cases"][case]["max_new_tokens"]
+    return {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
+
+
+def hidden_states(golden: Golden, case: str, output: Any) -> tuple[Tensor, Tensor]:
+    """Those that were computed, and the official ones."""
+    meta = output["meta_info"]
+    assert meta["prompt_tokens"] == golden.json["cases"][case]["prompt_len"]
+    expected = golden.tensor(f"{case}.hidden")
+    return torch.tensor(meta["hidden_states"][0]), expected[meta["cached_tokens"] :]
+
+
 def query_error(golden: Golden, case: str, meta_info: dict[str, Any]) -> float:
     """Largest difference of the returned query states from the official ones."""
     rows = query_rows(meta_info)
@@ -146,17 +159,10 @@ def thinker_server(
         yield server
 
 
-def engine_arguments(model: Path, **changes: Any) -> dict[str, Any]:
-    """Arguments of ``sgl.Engine`` for the tiny thinker."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return {
-        "model_path": str(model),
-        "dtype": "float32",
-        "context_length": 2048,
-        "max_total_tokens": 16384,
-        "mem_fraction_static": 0.3,
-        "enable_return_hidden_states": True,
-        "log_level": "warning",
-        "port": free_ports()[0],
-        **changes,
-    }
+# Arguments of ``sgl.Engine``.
+ENGINE: dict[str, Any] = {
+    "context_length": 2048,
+    "max_total_tokens": 16384,
+    "mem_fraction_static": 0.3,
+    "enable_return_hidden_states": True,
+}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from server.servers import Server, free_ports, running
 
-# A part that died is back in a minute or two; the machine may be busy.
+# An upstream that died is back in a minute or two; the machine may be busy.
 BACK_SECONDS = 600
 # "Within seconds", on a busy machine.
 FAIL_SECONDS = 60
@@ -40,17 +41,22 @@ def client_of(server: Server) -> OpenAI:
     return OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300)
 
 
-def part_of(server: Server, title: str) -> psutil.Process:
-    """The main process of a part."""
+def upstream_of(server: Server, title: str) -> psutil.Process:
+    """The main process of an upstream."""
     word = {"thinker": "sglang.launch_server", "generator": "sglang_ext_gen"}[title]
-    [part] = [p for p in living(server.process.children()) if word in p.cmdline()]
-    return part
+    [found] = [p for p in living(server.process.children()) if word in p.cmdline()]
+    return found
 
 
 def address_of(server: Server, title: str) -> str:
-    """Where a part listens."""
-    words = part_of(server, title).cmdline()
+    """Where an upstream listens."""
+    words = upstream_of(server, title).cmdline()
     return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
+
+
+def as_server(server: Server, title: str) -> Server:
+    """A part as the server of its own that it is."""
+    return replace(server, url=address_of(server, title))
 
 
 def living(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
@@ -59,13 +65,13 @@ def living(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
 
 
 def worker_of(server: Server, title: str) -> psutil.Process:
-    """A process of a part that runs its model: the one with the most memory."""
-    children = living(part_of(server, title).children(recursive=True))
+    """A process of an upstream that runs its model: the one with the most memory."""
+    children = living(upstream_of(server, title).children(recursive=True))
     return max(children, key=lambda process: process.memory_info().rss)
 
 
 def health_of(server: Server) -> dict[str, str]:
-    """What is said of each part."""
+    """What is said of each upstream."""
     return httpx.get(f"{server.url}/health", timeout=60).json()["parts"]
 
 
@@ -120,7 +126,7 @@ def blank_png(width: int, height: int) -> bytes:
 
 
 def kill_when_busy(server: Server, title: str) -> None:
-    """Kill a part's worker some time after a request was sent."""
+    """Kill an upstream's worker some time after a request was sent."""
     worker = worker_of(server, title)
     worker.cpu_percent()
     wait_until(lambda: worker.cpu_percent(0.3) > 20)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 
+from server.starts import count_start
 from sglang_ext_gen.process.child_server import free_port
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def running(
     Raises:
         ServerError: As ``serving``.
     """
+    count_start(shown(command))
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "server.log"
     with log.open("wb") as output:
@@ -138,6 +140,30 @@ def running(
         stop(server)
 
 
+def shown(command: Sequence[object]) -> str:
+    """The beginning of a command, without folders."""
+    return " ".join(Path(str(word)).name for word in command[:5])
+
+
+def run_program(
+    folder: Path,
+    *command: object,
+    timeout: float = 900,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program that starts SGLang, in ``folder``, to its end."""
+    count_start(shown(command))
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env=server_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
 def run_command(
     folder: Path, *words: str, ports: bool = True
 ) -> subprocess.CompletedProcess[str]:
@@ -148,19 +174,10 @@ def run_command(
         words: The command, its flags, and those that it passes on to SGLang.
         ports: Whether to add ports of the diffusion runtime that nothing else uses.
     """
-    command = [sys.executable, "-m", "sglang_ext_gen", *words]
     if ports:
-        _, scheduler, master = free_ports()
-        command += ["--scheduler-port", str(scheduler), "--master-port", str(master)]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=server_environment({}),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+        _, scheduler, master = map(str, free_ports())
+        words += ("--scheduler-port", scheduler, "--master-port", master)
+    return run_program(folder, "-m", "sglang_ext_gen", *words)
 
 
 @contextmanager
@@ -168,6 +185,9 @@ def float32_generator(model: Path, **server_args: Any) -> Iterator["DiffGenerato
     """A ``DiffGenerator`` that computes in float32, with ports of its own."""
     from sglang.multimodal_gen import DiffGenerator
 
+    count_start(f"DiffGenerator {model.name}")
+    # Its children inherit it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     _, scheduler_port, master_port = free_ports()
     generator = DiffGenerator.from_pretrained(
         model_path=str(model),
@@ -183,6 +203,33 @@ def float32_generator(model: Path, **server_args: Any) -> Iterator["DiffGenerato
         yield generator
     finally:
         generator.shutdown()
+
+
+@contextmanager
+def started_engine(
+    model: Path, *, dtype: str = "float32", **server_args: Any
+) -> Iterator[Any]:
+    """An ``sgl.Engine`` with ports of its own.
+
+    Its shutdown kills every child of this process, so no server may run beside it.
+    """
+    import sglang
+
+    count_start(f"Engine {model.name}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    port, nccl_port, _ = free_ports()
+    engine = sglang.Engine(
+        model_path=str(model),
+        dtype=dtype,
+        port=port,
+        nccl_port=nccl_port,
+        log_level="warning",
+        **server_args,
+    )
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
 
 
 def server_environment(extra: dict[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from posixpath import normpath
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from sglang_ext_gen.checkpoint.layout import (
@@ -56,11 +57,13 @@ class Component(Generic[C]):
         rules: Where each tensor goes; a function of the names on disk where layouts
             differ. Empty where stock SGLang loads the part.
         config: Dataclass of the config file; None where there is none.
+        read_config: From the folder to the config where several files hold it.
         build: ``"module:function"`` from (``StoredComponent``, dtype, load options) to
             an unfilled module on the meta device; empty where stock loads the part.
         folder: Inside the checkpoint; by default the name.
         file: Inside the folder; a pickle (``.pt``, ``.pth``) may have been converted.
-        config_file: Inside the folder.
+        other_file: Taken where ``file`` is not there.
+        config_file: From the folder on.
         precision: Component whose precision holds where this one has none of its own.
         quantizes: Floating point weights may fill FP8 parameters while they are read.
         unchecked: Prefixes of tensor names that may be there and are not looked at.
@@ -72,9 +75,11 @@ class Component(Generic[C]):
     specs: Callable[[C, Stored], Iterable[TensorSpec]] = lambda config, stored: ()
     rules: tuple[Rule, ...] | Callable[[Stored], tuple[Rule, ...]] = ()
     config: type[ReleasedConfig] | None = None
+    read_config: Callable[[Path], C] | None = None
     build: str = ""
     folder: str | None = None
     file: str = WEIGHTS
+    other_file: str | None = None
     config_file: str = "config.json"
     precision: str = "transformer"
     quantizes: bool = False
@@ -104,9 +109,11 @@ class StoredComponent(Generic[C]):
     @property
     def file(self) -> Path:
         """Its weights; for a pickle the converted file where there is one."""
-        file = self.folder / self.component.file
-        converted = file.with_suffix(".safetensors")
-        return converted if self.is_pickle and converted.is_file() else file
+        file, other = self.folder / self.component.file, self.component.other_file
+        choices = [file.with_suffix(".safetensors"), file] if self.is_pickle else [file]
+        if other is not None:
+            choices.append(self.folder / other)
+        return next(filter(_is_there, choices), file)
 
     @property
     def is_pickle(self) -> bool:
@@ -115,7 +122,9 @@ class StoredComponent(Generic[C]):
 
     @property
     def where(self) -> str:
-        """Its folder, for messages."""
+        """Its folder, for messages; its file where that is at the top."""
+        if self.component.folder == "":
+            return self.file.name
         return f"{self.folder.name}/"
 
     @cached_property
@@ -126,11 +135,14 @@ class StoredComponent(Generic[C]):
             CheckpointError: It is missing or no JSON object.
             ConfigError: A key is unknown, missing or of the wrong kind.
         """
+        if self.component.read_config is not None:
+            return self.component.read_config(self.folder)
         if self.component.config is None:
             return None  # type: ignore[return-value]
         name = self.component.config_file
         values = read_json(self.folder / name)
-        return self.component.config.from_dict(values, f"{self.where}{name}")  # type: ignore[return-value]
+        where = normpath(f"{self.where}{name}")
+        return self.component.config.from_dict(values, where)  # type: ignore[return-value]
 
     @cached_property
     def stored(self) -> Stored:
@@ -183,6 +195,11 @@ class StoredComponent(Generic[C]):
             where=self.where,
             unchecked=self.component.unchecked,
         )
+
+
+def _is_there(file: Path) -> bool:
+    """Whether a safetensors file or its shards are."""
+    return file.is_file() or file.with_name(f"{file.name}.index.json").is_file()
 
 
 def found_by(check: Callable[[], list[str]]) -> list[str]:

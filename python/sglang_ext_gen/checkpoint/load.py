@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -301,18 +302,19 @@ def _place_computed_buffers(
 
 
 class _Reader:
-    """Reads tensors from their files, which stay mapped until the load is over."""
+    """Reads tensors from their files; one file is mapped at a time."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
         self._tensors = tensors
         self._stack = ExitStack()
-        self._open: dict[Path, safe_open] = {}
+        self._file: Path | None = None
+        self._stream: Any = None
 
     def __enter__(self) -> "_Reader":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._open.clear()
+        self._stream = None
         self._stack.close()
 
     def position(self, step: Step) -> tuple[str, int]:
@@ -323,9 +325,12 @@ class _Reader:
     def read(self, name: str) -> Tensor:
         file = self._tensors[name].file
         try:
-            if file not in self._open:
+            if file != self._file:
+                # What was read of a mapped file stays in memory until it is closed.
+                self._stack.close()
                 stream = safe_open(str(file), framework="pt", device="cpu")
-                self._open[file] = self._stack.enter_context(stream)
-            return self._open[file].get_tensor(name)
+                self._stream = self._stack.enter_context(stream)
+                self._file = file
+            return self._stream.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: cannot read {name}: {error}") from error

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sglang_ext_gen.checkpoint.component import StoredComponent
+from sglang_ext_gen.checkpoint.component import PICKLES, Stored, StoredComponent
 from sglang_ext_gen.checkpoint.layout import StoredTensor, check_tensors
 from sglang_ext_gen.checkpoint.rules import Plan, plan_steps, raise_problems
 from sglang_ext_gen.errors import CheckpointError
@@ -66,6 +66,17 @@ def describe_tensors(
     }
 
 
+def stored_in(part: StoredComponent[Any]) -> Stored:
+    """What is in a component's file, also where that is a pickle.
+
+    Raises:
+        CheckpointError: See ``read_pickle`` and ``read_tensors``.
+    """
+    if part.file.suffix not in PICKLES:
+        return part.stored
+    return describe_tensors(read_pickle(part.file), part.file)
+
+
 def checked_pickle(part: StoredComponent[Any]) -> tuple[dict[str, Tensor], Plan]:
     """The tensors of a component's pickle, exactly those of its specs, and their way.
 
@@ -74,7 +85,7 @@ def checked_pickle(part: StoredComponent[Any]) -> tuple[dict[str, Tensor], Plan]
             another shape.
     """
     file = part.folder / part.component.file
-    where = f"{part.where}{part.component.file}"
+    where = f"{part.folder.name}/{part.component.file}"
     tensors = read_pickle(file)
     stored = describe_tensors(tensors, file)
     specs = part.component.specs(part.config, stored)

@@ -8,12 +8,39 @@ heavy is imported, so that ``doctor`` can check a checkpoint quickly.
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, ClassVar, NewType, Self, TypeVar
 
 from sglang_ext_gen.errors import ConfigError
 
 C = TypeVar("C")
+# A number that counts from 0, where ``int`` stands for a size.
+Index = NewType("Index", int)
+
+
+class StrictConfig:
+    """Base of frozen dataclasses whose fields are keys of one JSON object.
+
+    Args:
+        fixed: Key -> the one value that we have, where the key is there.
+        defaults: Key -> what the official code takes a missing one for.
+        ignored: Keys that may be there and are not used, with the reason.
+    """
+
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    ignored: ClassVar[Collection[str]] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Read the object; ``where`` is its name for messages.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what we do not have.
+        """
+        require_values(values, cls.fixed, where)
+        complete = {**cls.defaults, **values}
+        return read_fields(cls, complete, where, {*cls.fixed, *cls.ignored})
 
 
 def read_fields(
@@ -22,7 +49,8 @@ def read_fields(
     """A config dataclass from the keys of the same names.
 
     Args:
-        cls: A dataclass whose fields have types of ``_KINDS``.
+        cls: A dataclass whose fields have types of ``_KINDS``, or are dataclasses
+            with a ``from_dict`` for the section of that name.
         values: The parsed file; nothing may be left out.
         where: Name of the file for messages.
         ignored: Keys that may be there and are not used.
@@ -94,7 +122,21 @@ def require_values(
             raise ConfigError(f"{where}: {key} is {values[key]!r}, expected {want!r}")
 
 
+def require_class(values: Mapping[str, Any], name: str, where: str) -> None:
+    """Raise unless ``_class_name`` is there and is ``name``.
+
+    Raises:
+        ConfigError: Names the class that is there.
+    """
+    require(values, "_class_name", where)
+    require_values(values, {"_class_name": name}, where)
+
+
 def _checked(value: Any, kind: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {value!r}, expected an object")
+        return kind.from_dict(value, where)  # type: ignore[attr-defined]
     if isinstance(value, list):
         value = tuple(value)
     is_right, expected = _KINDS[kind]
@@ -107,6 +149,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_index(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
 
@@ -115,13 +161,23 @@ def _is_counts(value: Any) -> bool:
     return type(value) is tuple and bool(value) and all(map(_is_count, value))
 
 
+def _is_switches(value: Any) -> bool:
+    return type(value) is tuple and all(type(item) is bool for item in value)
+
+
 # Declared type -> what a JSON value must be. (bool is an int to isinstance.)
 _KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda value: type(value) is bool, "true or false"),
     int: (_is_count, "a positive integer"),
+    Index: (_is_index, "an integer of at least 0"),
     float: (_is_positive, "a positive number"),
     str: (lambda value: type(value) is str, "a string"),
     tuple[int, ...]: (_is_counts, "a list of positive integers"),
+    tuple[Index, ...]: (
+        lambda value: type(value) is tuple and all(map(_is_index, value)),
+        "a list of integers of at least 0",
+    ),
+    tuple[bool, ...]: (_is_switches, "a list of true and false"),
     tuple[int, int, int]: (
         lambda value: _is_counts(value) and len(value) == 3,
         "a list of three positive integers",

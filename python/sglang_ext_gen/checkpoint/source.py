@@ -4,7 +4,9 @@
 from pathlib import Path
 
 
-def checkpoint_folder(path_or_id: str, revision: str | None) -> Path:
+def checkpoint_folder(
+    path_or_id: str, revision: str | None, *, has_index: bool = True
+) -> Path:
     """The local folder of a checkpoint, downloaded where it is not local.
 
     A local folder is taken as it is. SGLang itself asks the hub for what one lacks,
@@ -13,6 +15,8 @@ def checkpoint_folder(path_or_id: str, revision: str | None) -> Path:
     Args:
         path_or_id: Local folder or Hugging Face id.
         revision: Of the id.
+        has_index: Whether the release has a ``model_index.json``, by which SGLang
+            tells that a download is complete.
     """
     folder = Path(path_or_id)
     if folder.is_dir():
@@ -23,5 +27,7 @@ def checkpoint_folder(path_or_id: str, revision: str | None) -> Path:
     )
 
     return Path(
-        maybe_download_model(path_or_id, force_diffusers_model=True, revision=revision)
+        maybe_download_model(
+            path_or_id, force_diffusers_model=has_index, revision=revision
+        )
     )

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.component import Component
 from sglang_ext_gen.checkpoint.layout import FLOAT8, TensorSpec
 from sglang_ext_gen.errors import ConfigError
 
@@ -63,6 +64,41 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), file, metadata={"format": "pt"})
+
+
+def write_component(
+    root: Path,
+    component: Component[Any],
+    values: Mapping[str, Any] | None,
+    specs: Iterable[TensorSpec] | None = None,
+    *,
+    seed: int,
+    streams: Mapping[str, float] | None = None,
+    adjust: Mapping[str, Adjust] | None = None,
+) -> None:
+    """Write config and random weights of a component, as a pickle where released so.
+
+    Args:
+        root: The folder that holds the component's.
+        component: Its row.
+        values: Of the config file; None where it is written already.
+        specs: By default the row's, for no tensors on disk.
+        seed, streams, adjust: See ``random_tensors``; by default one stream of the
+            component's name.
+    """
+    part = component.at(root)
+    if values is not None:
+        write_json(part.folder / component.config_file, values)
+    if specs is None:
+        specs = component.specs(part.config, {})
+    streams = streams or {component.name: 1.0}
+    tensors = random_tensors(specs, seed=seed, streams=streams, adjust=adjust)
+    file = part.folder / component.file
+    if part.is_pickle:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(tensors, file)
+    else:
+        write_tensors(file, tensors)
 
 
 def split_into_shards(file: Path, most_bytes: int) -> None:

@@ -14,35 +14,12 @@ from sglang_ext_gen.request import flags
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    names = ", ".join(family.name for family in FAMILIES)
-    parser = argparse.ArgumentParser(
-        prog="sglang-ext-gen demo",
-        description="Write a tiny random checkpoint in the released layout and run it "
-        "through SGLang's DiffGenerator on whatever device there is, the CPU included. "
-        "The weights are random, so what comes out is noise; the path is the real one.",
-        epilog="The family's loading options are flags, too, such as --weight-format. "
-        "Other flags are passed on to SGLang, for example --num-gpus 2.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "family",
-        metavar="FAMILY",
-        nargs="?",
-        default=FAMILIES[0].name,
-        help=f"one of: {names} (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("outputs/demo"),
-        metavar="DIR",
-        help="for the checkpoint and the pictures (default: %(default)s)",
-    )
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    parser = _parser()
     family = find_family(parser.parse_known_args(argv)[0].family)
-    flags.add_load_flags(parser, family.title, family.load(family.load_options))
+    load_options = family.load(family.load_options)
+    flags.add_load_flags(parser, family.title, load_options)
     arguments, sglang_arguments = parser.parse_known_args(argv)
-    options = flags.load_values(arguments, family.load(family.load_options))
+    options = flags.load_values(arguments, load_options)
     requests = _requests(family, arguments.steps)
     checkpoint = _checkpoint(family, arguments.output / f"{family.name}-tiny")
     sglang_arguments += flags.precision_arguments(_precision())
@@ -72,6 +49,35 @@ def main(argv: list[str]) -> int:
                 lines.append(f"  {chat(Path(description['outputs'][0]['path']))}")
     print("\n".join(lines))
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = ", ".join(family.name for family in FAMILIES)
+    parser = argparse.ArgumentParser(
+        prog="sglang-ext-gen demo",
+        description="Write a tiny random checkpoint in the released layout and run it "
+        "through SGLang's DiffGenerator on whatever device there is, the CPU included. "
+        "The weights are random, so what comes out is noise; the path is the real one.",
+        epilog="The family's loading options are flags, too, such as --weight-format. "
+        "Other flags are passed on to SGLang, for example --num-gpus 2.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "family",
+        metavar="FAMILY",
+        nargs="?",
+        default=FAMILIES[0].name,
+        help=f"one of: {names} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/demo"),
+        metavar="DIR",
+        help="for the checkpoint and the pictures (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    return parser
 
 
 def _precision() -> flags.Precision | None:

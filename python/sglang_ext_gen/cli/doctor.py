@@ -6,6 +6,7 @@ SGLang. The rest is asked of a fresh process, which starts as SGLang's own do.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ext_gen import __version__, envs
+from sglang_ext_gen.cli import upgrade
 from sglang_ext_gen.plugin import compat, hooks
 from sglang_ext_gen.registry import (
     FAMILIES,
@@ -66,10 +68,17 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="leave out what needs a fresh process (registration, hooks, device)",
     )
+    parser.add_argument(
+        "--upgrade",
+        action="store_true",
+        help="also go through the steps of an upgrade of SGLang (UPGRADING.md)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     if arguments.fp8_quality and arguments.model is None:
         parser.error("--fp8-quality needs --model")
+    if arguments.upgrade and arguments.no_process:
+        parser.error("--upgrade needs the fresh process that --no-process leaves out")
     findings: dict[str, Any] = {"problems": []}
     for section in _sections(arguments.model, fresh_process=not arguments.no_process):
         name, found, problems = section
@@ -81,6 +90,11 @@ def main(argv: list[str]) -> int:
         findings["fp8_quality"] = _fp8_quality(arguments.model)
         if not arguments.json:
             print(_render_fp8_quality(findings["fp8_quality"]), end="\n\n")
+    if arguments.upgrade:
+        steps = upgrade.steps(findings["process"])
+        findings["upgrade"] = [dataclasses.asdict(step) for step in steps]
+        if not arguments.json:
+            print(upgrade.render(steps), end="\n\n")
     if arguments.json:
         print(json.dumps(findings, indent=2))
     else:

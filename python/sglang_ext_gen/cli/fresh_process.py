@@ -26,6 +26,7 @@ def inspect_process() -> dict[str, Any]:
     from sglang.multimodal_gen.runtime.platforms.plugins import apply_plugin_hooks
     from sglang.srt.plugins import load_plugins
 
+    from sglang_ext_gen.platforms import cpu_kernels
     from sglang_ext_gen.plugin import compat, hooks
     from sglang_ext_gen.registry import enabled_families
 
@@ -40,6 +41,9 @@ def inspect_process() -> dict[str, Any]:
         },
         "hooks": hooks.applied_hooks("cli") | hooks.applied_hooks("diffusion"),
         "compat": compat.check(),
+        "cpu_kernels": {
+            name: cpu_kernels.has_kernel(name) for name in cpu_kernels.KERNELS
+        },
         "device": _device(torch),
     }
 

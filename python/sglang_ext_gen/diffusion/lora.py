@@ -37,24 +37,24 @@ def set_lora(
 
 async def handle_lora_request(
     original: Callable[..., Awaitable[dict[str, Any]]],
-    request: Any,
-    success: str,
-    failure: str,
+    req: Any,
+    success_msg: str,
+    failure_msg: str,
 ) -> dict[str, Any]:
     """Around the function behind ``/v1/set_lora``: ``adapters`` in its answer."""
     server_args = get_global_server_args()
     is_ours = isinstance(server_args.pipeline_config, FamilyPipelineConfig)
-    if not is_ours or not isinstance(request, SetLoraReq):
-        return await original(request, success, failure)
+    if not is_ours or not isinstance(req, SetLoraReq):
+        return await original(req, success_msg, failure_msg)
     try:
-        answer = await original(request, success, failure)
+        answer = await original(req, success_msg, failure_msg)
     except HTTPException as error:
-        reason = str(error.detail).removeprefix(f"{failure}: ")
+        reason = str(error.detail).removeprefix(f"{failure_msg}: ")
         if reason.partition(":")[0] in FIELDS:
             raise HTTPException(400, reason) from error
         raise
     status = await list_loras()
-    return {**answer, "adapters": _entries(status, request.lora_nickname)}
+    return {**answer, "adapters": _entries(status, req.lora_nickname)}
 
 
 def _entries(status: Any, names: str | list[str]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from sglang.multimodal_gen.runtime.utils.argparse import StoreBoolean
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.request.fields import RequestField
 
+_FLAG_TYPES = {"int": int, "float": float}
 _REFUSED = {
     "lora_path": "LoRA is not supported by this pipeline",
     "enable_torch_compile": "not supported by this pipeline",
@@ -44,15 +45,14 @@ class FamilyPipelineConfig:
     def add_pipeline_cli_args(cls, parser: argparse.ArgumentParser) -> None:
         """Add the options to ``sglang serve --model-path``; SGLang calls it."""
         for option in cls.load_options:
-            kind: dict[str, Any] = {"type": float if option.kind == "float" else str}
-            if option.kind == "bool":
-                kind = {"action": StoreBoolean, "default": None}
-            parser.add_argument(
-                "--" + option.name.replace("_", "-"),
-                choices=option.choices or None,
-                help=option.help.replace("%", "%%"),
-                **kind,
-            )
+            flag, text = "--" + option.name.replace("_", "-"), option.help
+            if option.kind == "bool":  # its help says what ``--no-...`` does
+                text = f"If false: {text}"
+                kind: dict[str, Any] = {"action": StoreBoolean, "default": None}
+            else:
+                kind = {"type": _FLAG_TYPES.get(option.kind, str)}
+                kind["choices"] = option.choices or None
+            parser.add_argument(flag, help=text.replace("%", "%%"), **kind)
 
     @classmethod
     def of(cls, server_args: Any) -> Self:

@@ -44,6 +44,12 @@ class FamilySamplingParams(SamplingParams):
 
         def __getattr__(self, name: str) -> Any: ...
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        minima = {field.name: field.minimum for field in cls.request_fields}
+        # SGLang cuts the steps of a warm-up, but never below this.
+        cls.min_num_inference_steps = int(minima.get("num_inference_steps") or 1)
+
     @classmethod
     def image_request_extra_fields(cls) -> frozenset[str]:
         """Fields that the HTTP image endpoint takes from the body.

@@ -3,7 +3,7 @@
 
 # SGLang's Req forwards attributes to its sampling params; its types say less than is
 # true.
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager

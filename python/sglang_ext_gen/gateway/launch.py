@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.gateway.app import make_app, new_client
-from sglang_ext_gen.gateway.upstream import LocalPart, Part, RemotePart
+from sglang_ext_gen.gateway.upstream import LocalUpstream, RemoteUpstream, Upstream
 from sglang_ext_gen.process.child_server import ChildServer, free_port
 from sglang_ext_gen.registry import ModelFamily
 
@@ -29,27 +29,21 @@ logger = logging.getLogger(__name__)
 
 # When the server is told to stop, requests that run get this long to end.
 _LAST_REQUESTS_SECONDS = 10
-# Each part is asked for its health every second.
+# Each server is asked for its health every second.
 _QUIET = ("--uvicorn-access-log-exclude-prefixes", "/health")
 
 
 @dataclass(frozen=True)
-class PartOptions:
-    """How one of the two servers is run.
+class UpstreamOptions:
+    """How one of the two servers is run."""
 
-    Args:
-        url: Where it runs already; None to start it here.
-        devices: Value of ``CUDA_VISIBLE_DEVICES`` for it; None for all.
-        arguments: Further arguments of the server.
-    """
-
-    url: str | None = None
-    devices: str | None = None
-    arguments: tuple[str, ...] = ()
+    url: str | None = None  # where it runs already; None to start it here
+    devices: str | None = None  # its CUDA_VISIBLE_DEVICES; None for all
+    arguments: tuple[str, ...] = ()  # further ones of the server
 
 
 @dataclass(frozen=True)
-class OnePortOptions:
+class GatewayOptions:
     """What is served, and where.
 
     Args:
@@ -65,17 +59,22 @@ class OnePortOptions:
     served_model_name: str
     host: str = "127.0.0.1"
     port: int = 30000
-    thinker: PartOptions = field(default_factory=PartOptions)
-    generator: PartOptions = field(default_factory=PartOptions)
+    thinker: UpstreamOptions = field(default_factory=UpstreamOptions)
+    generator: UpstreamOptions = field(default_factory=UpstreamOptions)
+
+    @property
+    def needs_thinker(self) -> bool:
+        """Whether the generator can do nothing without the thinker."""
+        return self.family.thinker_url_option is not None
 
 
-def run(options: OnePortOptions) -> None:
+def run(options: GatewayOptions) -> None:
     """Serve until a signal ends it; both servers are gone when it returns.
 
     Raises:
         ConfigError: The port cannot be had.
         CheckpointError: The checkpoint cannot be downloaded.
-        ServerError: A part did not start.
+        ServerError: One of the servers did not start.
     """
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s")
     # One line per health check otherwise.
@@ -85,7 +84,7 @@ def run(options: OnePortOptions) -> None:
         asyncio.run(_serve(options, model, listener))
 
 
-def thinker_command(options: OnePortOptions, model: str) -> list[str]:
+def thinker_command(options: GatewayOptions, model: str) -> list[str]:
     """The language model server, as the words after ``python``."""
     return [
         *("-m", "sglang.launch_server", "--model-path", model),
@@ -95,7 +94,7 @@ def thinker_command(options: OnePortOptions, model: str) -> list[str]:
 
 
 def generator_command(
-    options: OnePortOptions, model: str, thinker_url: str
+    options: GatewayOptions, model: str, thinker_url: str
 ) -> list[str]:
     """The diffusion server, as the words after ``python``."""
     # SGLang's own choice for these two is the same for every server on a machine.
@@ -109,23 +108,22 @@ def generator_command(
     ]
 
 
-async def _serve(options: OnePortOptions, model: str, listener: socket.socket) -> None:
-    failures: list[BaseException] = []
+async def _serve(options: GatewayOptions, model: str, listener: socket.socket) -> None:
+    failures: list[Exception] = []
     client = new_client()
-    thinker, generator = _parts(options, model, client)
+    thinker, generator = _upstreams(options, model, client)
 
-    def end(task: asyncio.Task[None]) -> None:
-        # A part runs until it is cancelled, or raises when it could not be started.
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
+    async def run(upstream: Upstream) -> None:
+        try:
+            await upstream.run()
+        except Exception as error:
+            # It could not be started.
             failures.append(error)
             server.should_exit = True
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(part.run()) for part in (thinker, generator)]
-        for task in tasks:
-            task.add_done_callback(end)
+        tasks = [asyncio.create_task(run(each)) for each in (thinker, generator)]
         try:
             yield
         finally:
@@ -139,7 +137,7 @@ async def _serve(options: OnePortOptions, model: str, listener: socket.socket) -
         thinker,
         generator,
         client,
-        needs_thinker=options.family.thinker_url_option is not None,
+        needs_thinker=options.needs_thinker,
         lifespan=lifespan,
     )
     server = uvicorn.Server(
@@ -157,10 +155,10 @@ async def _serve(options: OnePortOptions, model: str, listener: socket.socket) -
         raise failures[0]
 
 
-def _parts(
-    options: OnePortOptions, model: str, client: httpx.AsyncClient
-) -> tuple[Part, Part]:
-    thinker = _part(
+def _upstreams(
+    options: GatewayOptions, model: str, client: httpx.AsyncClient
+) -> tuple[Upstream, Upstream]:
+    thinker = _upstream(
         "thinker",
         options.thinker,
         client,
@@ -169,28 +167,27 @@ def _parts(
         # here, and it ends itself when one of its workers does.
         {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0"},
     )
-    needs_thinker = options.family.thinker_url_option is not None
-    generator = _part(
+    generator = _upstream(
         "generator",
         options.generator,
         client,
         lambda: generator_command(options, model, thinker.url),
         # It draws a first picture before it says that it is ready.
-        after=thinker if needs_thinker else None,
+        after=thinker if options.needs_thinker else None,
     )
     return thinker, generator
 
 
-def _part(
+def _upstream(
     title: str,
-    given: PartOptions,
+    given: UpstreamOptions,
     client: httpx.AsyncClient,
     command: Callable[[], list[str]],
     environment: Mapping[str, str] | None = None,
-    after: Part | None = None,
-) -> Part:
+    after: Upstream | None = None,
+) -> Upstream:
     if given.url is not None:
-        return RemotePart(title, given.url, client)
+        return RemoteUpstream(title, given.url, client)
     port = free_port()
     environment = dict(environment or {})
     if given.devices is not None:
@@ -199,7 +196,7 @@ def _part(
     def make_child() -> ChildServer:
         return ChildServer(title, command(), port=port, environment=environment)
 
-    return LocalPart(title, f"http://127.0.0.1:{port}", client, make_child, after)
+    return LocalUpstream(title, f"http://127.0.0.1:{port}", client, make_child, after)
 
 
 def _bound_socket(host: str, port: int) -> socket.socket:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two servers behind one port: what is known of each, and how it is kept running.
 
-A part is a child process of ours, which is restarted when it dies, or a server that
-someone else runs, which is only asked whether it is well.
+An upstream is a child process of ours, which is restarted when it dies, or a server
+that someone else runs, which is only asked whether it is well.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from sglang_ext_gen.process.child_server import ChildServer
 
 logger = logging.getLogger(__name__)
 
-# Weights of 200 GB may come over a slow network; a part that died is noticed at once.
+# Weights of 200 GB may come over a slow network; a child that died is noticed at once.
 START_SECONDS = 3600.0
 POLL_SECONDS = 1.0
 # A server that answers nothing for so long hangs.
@@ -31,7 +31,7 @@ FIRST_DELAY_SECONDS = 1.0
 NOTICE_SECONDS = 3.0
 
 
-class Part(ABC):
+class Upstream(ABC):
     """One of the servers, as those see it who send it requests.
 
     Args:
@@ -67,13 +67,25 @@ class Part(ABC):
         reason = str(error) or type(error).__name__
         return self.problem or f"broke the connection: {reason}"
 
+    async def deep_problem(self) -> str | None:
+        """As ``problem``, after it was asked for one token."""
+        if self.problem is not None:
+            return self.problem
+        try:
+            reply = await self._get("/health_generate")
+        except httpx.TransportError as error:
+            return await self.explain(error)
+        if reply.status_code == 200:
+            return None
+        return f"failed a request of one token: HTTP {reply.status_code}"
+
     async def _unwell(self) -> str | None:
         """What ``/health`` has to complain of; None when it answers 200.
 
         Raises:
             httpx.TransportError: No answer.
         """
-        reply = await self._client.get(f"{self.url}/health", timeout=HANG_SECONDS)
+        reply = await self._get("/health")
         if reply.status_code == 200:
             return None
         try:
@@ -83,8 +95,11 @@ class Part(ABC):
             reason = f"HTTP {reply.status_code}"
         return f"says that it is unwell: {reason}"
 
+    async def _get(self, path: str) -> httpx.Response:
+        return await self._client.get(self.url + path, timeout=HANG_SECONDS)
 
-class RemotePart(Part):
+
+class RemoteUpstream(Upstream):
     """A server that runs elsewhere."""
 
     async def run(self) -> None:
@@ -97,12 +112,12 @@ class RemotePart(Part):
             await asyncio.sleep(POLL_SECONDS)
 
 
-class LocalPart(Part):
+class LocalUpstream(Upstream):
     """A child process, restarted when it dies or hangs.
 
     Args:
         make_child: Makes the server anew, at the port that the first one had.
-        after: A part that must be ready before this one is started.
+        after: An upstream that must be ready before this one is started.
     """
 
     def __init__(
@@ -111,14 +126,14 @@ class LocalPart(Part):
         url: str,
         client: httpx.AsyncClient,
         make_child: Callable[[], ChildServer],
-        after: Part | None = None,
+        after: Upstream | None = None,
     ) -> None:
         super().__init__(title, url, client)
         self._make_child = make_child
         self._after = after
 
     async def run(self) -> None:
-        """As for any part.
+        """As for any upstream.
 
         Raises:
             ServerError: It did not become ready when it was first started.

@@ -49,11 +49,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
 
 
 async def discard_body(headers: Headers, receive: Receive) -> None:
-    """Read and throw away the body of a request that is about to be refused.
-
-    Raises:
-        Refusal: 413 or 408 when there is no end to it.
-    """
+    """Read and throw away the body of a refused request; raises as ``read_body``."""
     await read_body(headers, receive, limits.MAX_DISCARDED_BODY_BYTES)
 
 
@@ -79,36 +75,37 @@ def _declared_length(headers: Headers) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def media_type(headers: Headers) -> str:
+    """What a body is declared as, without parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def check_content_type(headers: Headers, expected: str = "application/json") -> None:
     """Raise unless the body is declared as ``expected``, with no encoding on top.
 
     Raises:
         Refusal: 415, naming the header.
     """
-    given = headers.get("content-type", "")
-    media_type = given.partition(";")[0].strip().lower()
-    if media_type != expected:
-        raise Refusal(
-            415,
-            f"Content-Type: {shorten(given)!r} given, expected {expected}",
-            code="unsupported_media_type",
-        )
     encoding = headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise Refusal(
-            415,
-            f"Content-Encoding: {shorten(encoding)!r} given, expected no encoding",
-            code="unsupported_media_type",
-        )
+    if media_type(headers) != expected:
+        given = shorten(headers.get("content-type", ""))
+        message = f"Content-Type: {given!r} given, expected {expected}"
+    elif encoding.lower() != "identity":
+        given = shorten(encoding)
+        message = f"Content-Encoding: {given!r} given, expected no encoding"
+    else:
+        return
+    raise Refusal(415, message, code="unsupported_media_type")
 
 
-def parse_json_object(body: bytes) -> dict[str, Any]:
-    """Parse a body that must be one JSON object in UTF-8.
+def read_json_object(headers: Headers, body: bytes) -> dict[str, Any]:
+    """Parse a body that must be declared as JSON, and be one object in UTF-8.
 
     Raises:
-        Refusal: 400; the message says where the JSON ends to make sense.
+        Refusal: 415; 400, the message says where the JSON ends to make sense.
         RequestError: A name is given twice.
     """
+    check_content_type(headers)
     try:
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_unique_names)
     except RequestError:

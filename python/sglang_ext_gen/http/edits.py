@@ -23,18 +23,23 @@ from sglang_ext_gen.http import images
 from sglang_ext_gen.http.served_model import ServedModel
 from sglang_ext_gen.http.uploads import Form
 from sglang_ext_gen.media import fetch, limits
+from sglang_ext_gen.media.images import as_paths
+from sglang_ext_gen.request.fields import RequestField
 
 PATH = "/v1/images/edits"
 # The family's name of a field -> the client's.
 SPELLING = {"image_path": "image"}
 
+_ADDRESSES = RequestField("url", "strs", "Addresses of pictures.")
+# What the route has beyond the fields of generations.
+FIELDS = (_ADDRESSES,)
 _FILES = ("image", "image[]")
 _REFUSED = {
     "mask": "this model edits by words, not by a mask",
     "input_fidelity": "the pictures are always followed closely",
 }
 # The prompt enhancer of the generations route would not see the pictures.
-_FORWARDED = tuple(f for f in images.FORWARDED if f.name != "enhance_prompt")
+_FORWARDED = tuple(f for f in images.FORWARDED if f is not images.ENHANCE_PROMPT)
 
 
 async def checked_edit_body(
@@ -47,14 +52,14 @@ async def checked_edit_body(
     Args:
         form: The request.
         model: The model that would run it.
-        folder: Where fetched pictures go; see ``uploads.new_folder``.
+        folder: Where fetched pictures go; see ``media/upload_folders.py``.
 
     Raises:
         RequestError: Names the field, in the client's spelling.
         Refusal: 400, a field that is not known.
     """
     fields = dict(form.fields)
-    addresses = _addresses(fields.pop("url", []))
+    addresses = as_paths(fields.pop(_ADDRESSES.name, None))
     uploaded = _uploaded(form)
     for name in fields:
         if name in _REFUSED:
@@ -92,16 +97,12 @@ def _uploaded(form: Form) -> list[Path]:
     return [file.path for file in form.files]
 
 
-def _addresses(given: str | list[str]) -> list[str]:
-    return [given] if isinstance(given, str) else given
-
-
 def _fetch(addresses: Sequence[str], targets: Sequence[Path]) -> None:
     """Download each address; all together are bounded as an upload is."""
     deadline = time.monotonic() + limits.MAX_BODY_SECONDS
     left = limits.MAX_UPLOAD_BODY_BYTES
     for address, target in zip(addresses, targets, strict=True):
         seconds = min(limits.FETCH_SECONDS, deadline - time.monotonic())
-        content = fetch.fetch(address, "url", fetch.FetchLimits(left, seconds))
+        content = fetch.fetch(address, _ADDRESSES.name, left, seconds)
         left -= len(content)
         target.write_bytes(content)

@@ -5,18 +5,25 @@
 
 Stock answers ``{"detail": text}``, ``{"detail": [pydantic errors]}``,
 ``{"error": text}``, ``{"object": "error", "message": text}`` or plain text: it depends
-on which layer failed. ``OpenAIErrors`` restates each of them, and turns an exception
-that reached the top into a JSON reply that carries its reason.
+on which layer failed. ``OpenAIErrors`` restates each of them, and answers what is
+raised.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
-from starlette.types import Message, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Scope, Send
 
-from sglang_ext_gen.errors import ExtGenError
+from sglang_ext_gen.errors import ExtGenError, RequestError, refusal_in
 from sglang_ext_gen.media.limits import MAX_ECHOED_CHARACTERS
+
+logger = logging.getLogger(__name__)
+
+RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 
 class Refusal(ExtGenError):
@@ -37,7 +44,7 @@ class Refusal(ExtGenError):
         *,
         param: str | None = None,
         code: str = "invalid_value",
-        headers: tuple[tuple[str, str], ...] = (),
+        headers: RawHeaders = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -45,6 +52,20 @@ class Refusal(ExtGenError):
         self.param = param
         self.code = code
         self.headers = headers
+
+    def body(self) -> dict[str, Any]:
+        """The body of the reply."""
+        return error_object(self.status, self.message, self.param, self.code)
+
+
+def method_not_allowed(given: str, allowed: str) -> Refusal:
+    """The refusal of a method on a route that takes one other."""
+    return Refusal(
+        405,
+        f"{given} given, expected {allowed}",
+        code="method_not_allowed",
+        headers=((b"allow", allowed.encode()),),
+    )
 
 
 def shorten(text: str) -> str:
@@ -64,7 +85,7 @@ def error_object(
 
 
 def restate_error(
-    status: int, body: bytes, names: Mapping[str, str] | None = None
+    status: int, body: bytes, names: Mapping[str, str]
 ) -> dict[str, Any] | None:
     """Say a stock error body in OpenAI's format.
 
@@ -93,7 +114,7 @@ def restate_error(
     detail = reply.get("detail", reply.get("error"))
     if isinstance(detail, str):
         name, _, reason = detail.partition(":")
-        shown = (names or {}).get(name)
+        shown = names.get(name)
         if shown is None:
             return error_object(status, detail)
         return error_object(status, f"{shown}:{reason}", shown, "invalid_value")
@@ -116,6 +137,9 @@ class OpenAIErrors:
     Args:
         send: Where replies go.
         names: Request fields -> what the client calls them.
+
+    Attributes:
+        status: HTTP status of the application's reply; 500 where there is none.
     """
 
     def __init__(self, send: Send, names: Mapping[str, str]) -> None:
@@ -123,63 +147,77 @@ class OpenAIErrors:
         self._names = names
         self._held: Message | None = None
         self._body = bytearray()
-        self.has_sent = False
+        self._has_sent = False
+        self.status = 500
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] >= 400:
-            self._held = message
-            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.status >= 400:
+                self._held = message
+                return
         if self._held is None:
-            self.has_sent = True
+            self._has_sent = True
             await self._send(message)
             return
         self._body += message.get("body", b"")
         if not message.get("more_body", False):
             await self._restate(self._held)
 
-    async def refuse(self, refusal: Refusal) -> None:
-        """Answer with a refusal."""
-        body = error_object(
-            refusal.status, refusal.message, refusal.param, refusal.code
-        )
-        await self._reply(refusal.status, body, refusal.headers)
+    @asynccontextmanager
+    async def answered(self, scope: Scope) -> AsyncIterator[None]:
+        """Answer what the block raises, unless the reply has begun or nobody waits."""
+        try:
+            yield
+        except ClientDisconnect:
+            logger.info("%s %s: the client left", scope["method"], scope["path"])
+        except Exception as error:
+            if self._has_sent:
+                raise
+            refusal = self._refusal_of(error)
+            if refusal is None:
+                logger.exception("%s %s failed", scope["method"], scope["path"])
+                reason = str(error) or type(error).__name__
+                refusal = Refusal(500, reason, code="internal_error")
+            await self._reply(refusal.status, refusal.body(), refusal.headers)
 
-    async def fail(self, error: Exception) -> None:
-        """Answer an exception of the server: 500 with its reason."""
-        reason = str(error) or type(error).__name__
-        await self._reply(500, error_object(500, reason, code="internal_error"))
+    def _refusal_of(self, error: Exception) -> Refusal | None:
+        """The refusal that an exception is or carries; None where the server failed."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, RequestError):
+            return Refusal(400, str(error), param=error.field)
+        refused = refusal_in(str(error), self._names)
+        if refused is None:
+            return None
+        name = self._names[refused.field]
+        return Refusal(400, f"{name}: {refused.message}", param=name)
 
     async def _restate(self, start: Message) -> None:
         body = restate_error(start["status"], bytes(self._body), self._names)
         if body is not None:
             kept = tuple(
-                (name.decode("latin-1"), value.decode("latin-1"))
+                (name, value)
                 for name, value in start["headers"]
                 if name.lower() not in (b"content-length", b"content-type")
             )
             await self._reply(start["status"], body, kept)
             return
-        self.has_sent = True
+        self._has_sent = True
         await self._send(start)
         await self._send({"type": "http.response.body", "body": bytes(self._body)})
 
     async def _reply(
-        self,
-        status: int,
-        body: dict[str, Any],
-        headers: tuple[tuple[str, str], ...] = (),
+        self, status: int, body: dict[str, Any], headers: RawHeaders
     ) -> None:
         payload = json.dumps(body).encode("ascii")
-        fields = (
+        fields = [
             *headers,
-            ("content-type", "application/json"),
-            ("content-length", str(len(payload))),
-        )
-        raw = [
-            (name.encode("latin-1"), text.encode("latin-1")) for name, text in fields
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(payload)),
         ]
-        self.has_sent = True
+        self._has_sent = True
         await self._send(
-            {"type": "http.response.start", "status": status, "headers": raw}
+            {"type": "http.response.start", "status": status, "headers": fields}
         )
         await self._send({"type": "http.response.body", "body": payload})

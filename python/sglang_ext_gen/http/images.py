@@ -5,7 +5,8 @@ A request leaves here as a flat body that holds checked values only, so what was
 checked is what runs. Every name is in one of four groups:
 
 - the family's own fields, under their own names, except that ``n`` means
-  ``num_outputs_per_prompt`` and ``size`` may stand for ``width`` and ``height``;
+  ``num_outputs_per_prompt`` and ``size`` may stand for ``width`` and ``height``; a
+  name that the family gives a meaning has none of the following;
 - ``FORWARDED``: fields of the protocol that stock honours;
 - ``WITHOUT_EFFECT``: fields that common clients send and that ask for nothing;
 - all others are refused. ``REFUSED`` says why for those that stock would have taken.
@@ -16,17 +17,29 @@ serves one model.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.http.bodies import unwrap_fields
 from sglang_ext_gen.http.errors import Refusal, shorten
 from sglang_ext_gen.http.served_model import ServedModel
-from sglang_ext_gen.request.fields import Kind, RequestField
+from sglang_ext_gen.request.fields import RequestField, check_given
 
 PATH = "/v1/images/generations"
 
+OUTPUT_COMPRESSION = RequestField(
+    "output_compression",
+    "int",
+    "JPEG and WebP quality, PNG effort.",
+    minimum=0,
+    maximum=100,
+)
+ENHANCE_PROMPT = RequestField(
+    "enhance_prompt",
+    "bool",
+    "Let the operator's prompt enhancer rewrite the prompt.",
+)
 FORWARDED: tuple[RequestField, ...] = (
     RequestField(
         "response_format",
@@ -40,24 +53,14 @@ FORWARDED: tuple[RequestField, ...] = (
         "File format.",
         choices=("png", "jpeg", "jpg", "webp"),
     ),
-    RequestField(
-        "output_compression",
-        "int",
-        "JPEG and WebP quality, PNG effort.",
-        minimum=0,
-        maximum=100,
-    ),
+    OUTPUT_COMPRESSION,
     RequestField(
         "output_quality",
         "str",
         "Named levels of output_compression.",
         choices=("default", "maximum", "high", "medium", "low"),
     ),
-    RequestField(
-        "enhance_prompt",
-        "bool",
-        "Let the operator's prompt enhancer rewrite the prompt.",
-    ),
+    ENHANCE_PROMPT,
 )
 
 WITHOUT_EFFECT: tuple[RequestField, ...] = (
@@ -70,6 +73,10 @@ WITHOUT_EFFECT: tuple[RequestField, ...] = (
     # Steps and presets are the family's own fields.
     RequestField("quality", "str", "The family's default.", choices=("auto",)),
 )
+
+_SIZE = RequestField("size", "str", "WIDTHxHEIGHT, or auto for the family's own.")
+# Fields of the protocol whose kind a form must know.
+FIELDS = (*FORWARDED, *WITHOUT_EFFECT, _SIZE)
 
 _SERVER_PATH = "a request cannot choose a path or a model on the server"
 _OPERATOR = "only the operator of the server can switch this on"
@@ -92,15 +99,7 @@ REFUSED: dict[str, str] = {
     "upscaling_model_path": _SERVER_PATH,
 }
 
-_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
-
-
-def field_kinds(model: ServedModel) -> dict[str, Kind]:
-    """Name -> kind of every field that a form may hold, ``n`` and ``size`` included."""
-    fields = (*model.table, *FORWARDED, *WITHOUT_EFFECT)
-    kinds: dict[str, Kind] = {"n": "int", "size": "str", "url": "strs"}
-    kinds.update((field.name, field.kind) for field in fields)
-    return kinds
+_SIZE_PATTERN = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
 
 
 def checked_image_body(
@@ -128,14 +127,17 @@ def checked_image_body(
         Refusal: 400, a field that is not known.
     """
     given = unwrap_fields(body)
-    _check_names(given, model, forwarded)
-    protocol = {
-        field.name: field.check(given.pop(field.name))
+    protocol = [
+        field
         for field in (*forwarded, *WITHOUT_EFFECT)
-        if field.name in given
-    }
+        if field.name not in model.fields
+    ]
+    known = {"n", "size"} | model.fields - {"num_outputs_per_prompt"}
+    _check_names(given, known | {field.name for field in protocol})
+    passed = check_given(protocol, given)
+    given = {name: value for name, value in given.items() if name not in passed}
     for field in WITHOUT_EFFECT:
-        protocol.pop(field.name, None)
+        passed.pop(field.name, None)
     _check_prompt_type(given.get("prompt"))
     names = {**(spelling or {}), **_spell_as_family(given)}
     try:
@@ -145,14 +147,10 @@ def checked_image_body(
     if "num_outputs_per_prompt" in checked:
         checked["n"] = checked.pop("num_outputs_per_prompt")
     # Stock's default of 1024x1024 would replace the family's own default.
-    return {"size": None, **protocol, **checked}
+    return {"size": None, **passed, **checked}
 
 
-def _check_names(
-    given: Mapping[str, Any], model: ServedModel, forwarded: tuple[RequestField, ...]
-) -> None:
-    known = {field.name for field in (*forwarded, *WITHOUT_EFFECT)}
-    known |= {"n", "size"} | model.fields - {"num_outputs_per_prompt"}
+def _check_names(given: Iterable[str], known: Collection[str]) -> None:
     for name in given:
         if name in known:
             continue
@@ -164,7 +162,7 @@ def _check_names(
 
 
 def _check_prompt_type(prompt: Any) -> None:
-    """HTTP takes one prompt a request, unlike the other doors."""
+    """HTTP takes one prompt a request, unlike Python and the command line."""
     if prompt is not None and not isinstance(prompt, str):
         kind = type(prompt).__name__
         raise RequestError("prompt", f"a {kind} given, expected a string")
@@ -184,14 +182,14 @@ def _spell_as_family(given: dict[str, Any]) -> dict[str, str]:
         return spelling
     if "width" in given:
         raise RequestError("size", "given together with width and height; choose one")
-    parts = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if parts is None:
+    sides = _SIZE_PATTERN.fullmatch(size) if isinstance(size, str) else None
+    if sides is None:
         raise RequestError(
             "size",
             f"{shorten(repr(size))} given, expected WIDTHxHEIGHT such as 1024x768, "
             "or auto",
         )
-    given["width"], given["height"] = int(parts[1]), int(parts[2])
+    given["width"], given["height"] = int(sides[1]), int(sides[2])
     return {**spelling, "width": "size", "height": "size"}
 
 

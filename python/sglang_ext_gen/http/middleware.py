@@ -16,16 +16,21 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang_ext_gen import envs
-from sglang_ext_gen.errors import RequestError, refusal_in
+from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.http import bodies, edits, images, uploads, videos
-from sglang_ext_gen.http.errors import OpenAIErrors, Refusal, shorten
-from sglang_ext_gen.http.served_model import ServedModel, ServerArgs, served_model
+from sglang_ext_gen.http.errors import (
+    OpenAIErrors,
+    Refusal,
+    method_not_allowed,
+    shorten,
+)
+from sglang_ext_gen.http.served_model import ServedModel, served_model
 from sglang_ext_gen.media import limits, upload_folders
 from sglang_ext_gen.media.images import as_paths, check_references
+from sglang_ext_gen.request.fields import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +57,7 @@ CONTROL_ROUTES = frozenset(
 )
 
 
-def install(app: Starlette, server_args: ServerArgs, **_: Any) -> None:
+def install(app: Starlette, server_args: Any, **_: Any) -> None:
     """Put the guard into stock's application if it serves one of our families.
 
     A hook that runs after ``create_app``, with its result and its arguments.
@@ -76,7 +81,9 @@ class RequestGuard:
     def __init__(self, app: ASGIApp, model: ServedModel) -> None:
         self._app = app
         self._model = model
-        self._kinds = images.field_kinds(model)
+        self._names = {name: name for name in (*model.fields, *_LORA_FIELDS)}
+        known = (*images.FIELDS, *edits.FIELDS, *model.table)
+        self._kinds: dict[str, Kind] = {field.name: field.kind for field in known}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -86,41 +93,15 @@ class RequestGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        names = {name: name for name in (*self._model.fields, *_LORA_FIELDS)}
-        reply = OpenAIErrors(send, names | _SPELLINGS.get(scope["path"], {}))
+        reply = OpenAIErrors(send, self._names | _SPELLINGS.get(scope["path"], {}))
         folders: list[Path] = []
-        status = 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await reply(message)
-
-        asked_for = scope["path"]
         try:
-            scope, receive = await self._admit(scope, receive, folders)
-            await self._app(scope, receive, watched)
-        except ClientDisconnect:
-            logger.info("%s %s: the client left", scope["method"], scope["path"])
-        except RequestError as error:
-            await reply.refuse(Refusal(400, str(error), param=error.field))
-        except Refusal as refusal:
-            await reply.refuse(refusal)
-        except Exception as error:
-            if reply.has_sent:
-                raise
-            refused = refusal_in(str(error), self._model.fields)
-            if refused is not None:
-                name = names[refused.field]
-                text = f"{name}: {refused.message}"
-                await reply.refuse(Refusal(400, text, param=name))
-                return
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            await reply.fail(error)
+            async with reply.answered(scope):
+                admitted = await self._admit(scope, receive, folders)
+                await self._app(*admitted, reply)
         finally:
             # A video job that was accepted reads its source later and deletes it.
-            if asked_for != videos.PATH or status >= 400:
+            if scope["path"] != videos.PATH or reply.status >= 400:
                 for folder in folders:
                     upload_folders.release(folder / "any")
 
@@ -129,81 +110,75 @@ class RequestGuard:
     ) -> tuple[Scope, Receive]:
         """Check a request; returns it in the form that stock shall see."""
         method, path = scope["method"], scope["path"]
-        headers = Headers(scope=scope)
-        if path in self._model.routes and method == "POST":
-            if path == images.PATH:
-                return await self._checked_image_request(scope, receive)
-            return await self._checked_source_request(scope, receive, folders)
-        is_job_list = path == videos.PATH and method in _READING
-        if path in self._model.routes and method != "OPTIONS" and not is_job_list:
-            await bodies.discard_body(headers, receive)
-            raise Refusal(
-                405,
-                f"{method} given, expected POST",
-                code="method_not_allowed",
-                headers=(("allow", "POST"),),
-            )
-        if method in _READING:
+        if method == "POST" and path in self._model.routes:
+            return await self._checked(scope, receive, folders)
+        refusal = self._refusal(method, path)
+        if refusal is None:
             return scope, receive
-        if method == "DELETE" and self._is_video_job(path):
-            return scope, receive
-        if path in CONTROL_ROUTES and self._model.allows_control:
-            return scope, receive
-        await bodies.discard_body(headers, receive)
-        raise self._closed_route(method, path)
+        await bodies.discard_body(Headers(scope=scope), receive)
+        raise refusal
 
-    async def _checked_image_request(
-        self, scope: Scope, receive: Receive
-    ) -> tuple[Scope, Receive]:
-        headers = Headers(scope=scope)
-        body = await bodies.read_body(headers, receive, limits.MAX_JSON_BODY_BYTES)
-        bodies.check_content_type(headers)
-        given = bodies.parse_json_object(body)
-        checked = images.checked_image_body(given, self._model)
-        return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
+    def _refusal(self, method: str, path: str) -> Refusal | None:
+        """Why a request that is not checked may not pass; None where it may."""
+        is_reading = method in _READING
+        if path in self._model.routes:
+            is_job_list = path == videos.PATH and is_reading
+            if method == "OPTIONS" or is_job_list:
+                return None
+            return method_not_allowed(method, "POST")
+        if is_reading or (method == "DELETE" and self._is_video_job(path)):
+            return None
+        if path not in CONTROL_ROUTES:
+            message = (
+                f"{method} {shorten(path)} is not served for {self._model.title}; "
+                f"use POST {', '.join(sorted(self._model.routes))}"
+            )
+            return Refusal(404, message, code="route_not_served")
+        if self._model.allows_control:
+            return None
+        message = (
+            f"{path} is closed on this server; its operator can open it with "
+            f"{envs.ALLOW_CONTROL_ROUTES.name}=1"
+        )
+        return Refusal(403, message, code="route_closed")
 
     def _is_video_job(self, path: str) -> bool:
         is_served = videos.PATH in self._model.routes
         return is_served and path.startswith(f"{videos.PATH}/")
 
-    async def _checked_source_request(
+    async def _checked(
         self, scope: Scope, receive: Receive, folders: list[Path]
     ) -> tuple[Scope, Receive]:
-        """An edit or a video: a form with sources, for a video also plain JSON."""
-        headers = Headers(scope=scope)
-        is_edit, is_form = scope["path"] == edits.PATH, uploads.is_form(headers)
-        limit = limits.MAX_UPLOAD_BODY_BYTES if is_form else limits.MAX_JSON_BODY_BYTES
-        body = await bodies.read_body(headers, receive, limit)
-        if is_edit or is_form:
-            bodies.check_content_type(headers, "multipart/form-data")
-            folders.append(upload_folders.new_folder())
-            form = await uploads.read_form(headers, body, self._kinds, folders[0])
-        else:
-            bodies.check_content_type(headers)
-            form = uploads.Form(bodies.unwrap_fields(bodies.parse_json_object(body)))
-        if is_edit:
+        """The request with a body of checked fields; an edit becomes a generation."""
+        path = scope["path"]
+        form = await self._read(scope, receive, folders)
+        if path == edits.PATH:
             checked = await edits.checked_edit_body(form, self._model, folders[0])
             await _check_pictures(checked["image_path"], edits.SPELLING["image_path"])
             scope = {**scope, "path": images.PATH, "raw_path": images.PATH.encode()}
-        else:
+        elif path == videos.PATH:
             checked = videos.checked_video_body(form, self._model)
             field = videos.SPELLING["image_path"]
             await _check_pictures(checked.get(field), field)
+        else:
+            checked = images.checked_image_body(form.fields, self._model)
         return _with_body(scope, receive, json.dumps(checked).encode("ascii"))
 
-    def _closed_route(self, method: str, path: str) -> Refusal:
-        if path in CONTROL_ROUTES:
-            message = (
-                f"{path} is closed on this server; its operator can open it with "
-                f"{envs.ALLOW_CONTROL_ROUTES.name}=1"
-            )
-            return Refusal(403, message, code="route_closed")
-        served = ", ".join(sorted(self._model.routes))
-        message = (
-            f"{method} {shorten(path)} is not served for {self._model.title}; "
-            f"use POST {served}"
-        )
-        return Refusal(404, message, code="route_not_served")
+    async def _read(
+        self, scope: Scope, receive: Receive, folders: list[Path]
+    ) -> uploads.Form:
+        """The body: a form for an edit, for a video a form or JSON, else JSON."""
+        path, headers = scope["path"], Headers(scope=scope)
+        is_form = bodies.media_type(headers) == uploads.MEDIA_TYPE
+        is_form = is_form and path != images.PATH
+        limit = limits.MAX_UPLOAD_BODY_BYTES if is_form else limits.MAX_JSON_BODY_BYTES
+        body = await bodies.read_body(headers, receive, limit)
+        if not is_form and path != edits.PATH:
+            given = bodies.read_json_object(headers, body)
+            return uploads.Form(bodies.unwrap_fields(given))
+        bodies.check_content_type(headers, uploads.MEDIA_TYPE)
+        folders.append(upload_folders.new_folder())
+        return await uploads.read_form(headers, body, self._kinds, folders[0])
 
 
 async def _check_pictures(paths: str | list[str] | None, field: str) -> None:

@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model behind a server, as far as the HTTP door needs to know it."""
+"""The model behind a server, as far as HTTP needs to know it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.registry import family_of_config
 from sglang_ext_gen.request.fields import RequestField
-
-
-class ServerArgs(Protocol):
-    """What the door reads of SGLang's server arguments."""
-
-    pipeline_config: object
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class ServedModel:
         return frozenset(field.name for field in self.table)
 
 
-def served_model(server_args: ServerArgs) -> ServedModel | None:
+def served_model(server_args: Any) -> ServedModel | None:
     """What a server with these arguments serves; ``None`` when it is stock's own."""
     family = family_of_config(server_args.pipeline_config)
     if family is None:

@@ -22,47 +22,30 @@ from sglang_ext_gen.http.errors import Refusal, shorten
 from sglang_ext_gen.media import limits
 from sglang_ext_gen.request.fields import Kind
 
+MEDIA_TYPE = "multipart/form-data"
+# Stock tells videos by these.
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+# No other suffix says anything about a file.
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", *VIDEO_SUFFIXES)
 _TEXT_KINDS = ("str", "strs")
 _LIST_KINDS = ("floats", "strs")
-# Only these say anything about a file; stock tells videos by them.
-_KNOWN_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp",
-    ".mp4", ".mov", ".mkv", ".webm", ".avi",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of a form, on disk.
-
-    Args:
-        field: Name of its part.
-        path: Where it was written.
-        media_type: As the client declared it; may be empty.
-    """
+    """A file of a form, written to ``path``."""
 
     field: str
     path: Path
-    media_type: str = ""
+    media_type: str = ""  # as the client declared it
 
 
 @dataclass(frozen=True)
 class Form:
-    """A parsed form.
-
-    Args:
-        fields: Name, without ``[]`` -> value, in the type of its kind where it has it.
-        files: The uploads, in order.
-    """
+    """Fields by their names without ``[]``, in the types of their kinds; and files."""
 
     fields: dict[str, Any]
     files: tuple[Upload, ...] = ()
-
-
-def is_form(headers: Headers) -> bool:
-    """Whether a body is declared as a multipart form."""
-    media_type = headers.get("content-type", "").partition(";")[0]
-    return media_type.strip().lower() == "multipart/form-data"
 
 
 async def read_form(
@@ -138,4 +121,4 @@ def _from_json(text: str) -> Any:
 
 def _suffix(filename: str | None) -> str:
     suffix = PurePosixPath(filename or "").suffix.lower()
-    return suffix if suffix in _KNOWN_SUFFIXES else ""
+    return suffix if suffix in _SUFFIXES else ""

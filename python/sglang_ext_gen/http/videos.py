@@ -10,17 +10,19 @@ from typing import Any
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.http import images
 from sglang_ext_gen.http.served_model import ServedModel
-from sglang_ext_gen.http.uploads import Form, Upload
+from sglang_ext_gen.http.uploads import VIDEO_SUFFIXES, Form, Upload
 from sglang_ext_gen.request.fields import RequestField
 
 PATH = "/v1/videos"
 # The family's name of a field -> the client's.
 SPELLING = {"image_path": "input_reference", "video_path": "input_reference"}
 
-_SECONDS = RequestField("seconds", "int", "Length of the video.", minimum=1, maximum=10)
-_FORWARDED = tuple(f for f in images.FORWARDED if f.name == "output_compression")
+_FORWARDED = (
+    images.OUTPUT_COMPRESSION,
+    RequestField("seconds", "int", "Length of the video.", minimum=1, maximum=10),
+)
 _FILES = ("input_reference", "video_reference")
-_VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+# Field of the source -> what a family that asks for a task is told.
 _TASKS = {None: "t2v", "image_path": "i2v", "video_path": "v2v"}
 
 
@@ -36,16 +38,15 @@ def checked_video_body(form: Form, model: ServedModel) -> dict[str, Any]:
         Refusal: 400, a field that is not known.
     """
     given = dict(form.fields)
-    seconds = given.pop("seconds", None)
-    if seconds is not None:
-        # OpenAI's client sends the number as text.
-        is_digits = isinstance(seconds, str) and seconds.isdecimal()
-        seconds = _SECONDS.check(int(seconds) if is_digits else seconds)
-        if given.get("num_frames") is not None:
-            raise RequestError("seconds", "given together with num_frames; choose one")
+    seconds = given.get("seconds")
+    if isinstance(seconds, str) and seconds.isdecimal():
+        given["seconds"] = int(seconds)  # as OpenAI's client sends it
+    if seconds is not None and given.get("num_frames") is not None:
+        raise RequestError("seconds", "given together with num_frames; choose one")
     source = _source(form)
     name = _family_field(source) if source is not None else None
-    given.setdefault("task_type", _TASKS[name])
+    if "task_type" in model.fields:
+        given.setdefault("task_type", _TASKS[name])
     checked = images.checked_image_body(
         given,
         model,
@@ -54,8 +55,8 @@ def checked_video_body(form: Form, model: ServedModel) -> dict[str, Any]:
         forwarded=_FORWARDED,
     )
     if "image_path" in checked:
-        checked["input_reference"] = checked.pop("image_path")
-    return {**checked, "seconds": seconds}
+        checked[SPELLING["image_path"]] = checked.pop("image_path")
+    return {"seconds": None, **checked}
 
 
 def _source(form: Form) -> Upload | None:
@@ -71,6 +72,6 @@ def _family_field(source: Upload) -> str:
     is_video = (
         source.field == "video_reference"
         or source.media_type.startswith("video/")
-        or source.path.suffix in _VIDEO_SUFFIXES
+        or source.path.suffix in VIDEO_SUFFIXES
     )
     return "video_path" if is_video else "image_path"

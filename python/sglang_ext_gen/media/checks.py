@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes of a medium that a client sends or names, within the house's policy.
+"""The bytes of a medium that a client sends or names, within the package's policy.
 
 A medium is bytes, a ``data:`` URL, an ``http(s)`` URL (``fetch.py`` says which)
 or a file in the folder that ``SGLANG_EXT_GEN_MEDIA_FOLDER`` names. Every failure is the

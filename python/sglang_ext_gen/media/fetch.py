@@ -15,16 +15,13 @@ import ipaddress
 import socket
 import ssl
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.media.limits import (
-    FETCH_SECONDS,
-    MAX_MEDIA_BYTES,
-    MAX_REDIRECTS,
-)
+from sglang_ext_gen.media import limits
 
 _CHUNK = 64 << 10
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -34,14 +31,6 @@ _TRANSLATED = tuple(
     ipaddress.ip_network(network)
     for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
 )
-
-
-@dataclass(frozen=True)
-class FetchLimits:
-    """Bounds of one fetch, redirects included."""
-
-    max_bytes: int = MAX_MEDIA_BYTES
-    seconds: float = FETCH_SECONDS
 
 
 def is_public(address: str) -> bool:
@@ -55,28 +44,34 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-def fetch(url: str, field: str, limits: FetchLimits | None = None) -> bytes:
+def fetch(
+    url: str,
+    field: str,
+    max_bytes: int = limits.MAX_MEDIA_BYTES,
+    seconds: float = limits.FETCH_SECONDS,
+) -> bytes:
     """The body behind an ``http(s)`` URL.
 
     Args:
         url: From the client.
         field: Request field, for messages.
-        limits: Bounds; those of ``limits.py`` when None.
+        max_bytes: Largest body.
+        seconds: For all of it, redirects included.
 
     Raises:
         RequestError: The URL is malformed or leads to a private address, the server
             answers an error, or a bound is exceeded.
     """
-    limits = limits or FetchLimits()
-    deadline = time.monotonic() + limits.seconds
-    for _ in range(MAX_REDIRECTS + 1):
+    deadline = time.monotonic() + seconds
+    for _ in range(limits.MAX_REDIRECTS + 1):
         parts = _split(url, field)
         try:
-            connection = _connect(parts, field, deadline)
-            with connection:
-                answer = _get(connection, parts)
+            with (
+                _connection(parts, field, deadline) as stream,
+                _get(stream, parts) as answer,
+            ):
                 if answer.status not in _REDIRECTS:
-                    return _read(answer, field, limits, connection.socket, deadline)
+                    return _read(answer, field, max_bytes, stream, deadline)
                 location = answer.getheader("Location")
         except (OSError, http.client.HTTPException) as error:
             reason = type(error).__name__
@@ -86,20 +81,7 @@ def fetch(url: str, field: str, limits: FetchLimits | None = None) -> bytes:
         if not location:
             raise RequestError(field, f"{_shown(parts)} redirects to nowhere")
         url = urljoin(url, location)
-    raise RequestError(field, f"more than {MAX_REDIRECTS} redirects")
-
-
-@dataclass(frozen=True)
-class _Connection:
-    socket: socket.socket
-    http: http.client.HTTPConnection
-
-    def __enter__(self) -> "_Connection":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.http.close()
-        self.socket.close()
+    raise RequestError(field, f"more than {limits.MAX_REDIRECTS} redirects")
 
 
 def _split(url: str, field: str) -> SplitResult:
@@ -119,22 +101,21 @@ def _split(url: str, field: str) -> SplitResult:
     return parts
 
 
-def _connect(parts: SplitResult, field: str, deadline: float) -> _Connection:
-    host = parts.hostname
-    assert host is not None, "_split checked it"
+@contextmanager
+def _connection(
+    parts: SplitResult, field: str, deadline: float
+) -> Iterator[socket.socket]:
+    host = parts.hostname or ""  # never empty here
     port = parts.port or (443 if parts.scheme == "https" else 80)
     address = _resolve(host, port, field)
     stream = socket.create_connection((address, port), timeout=_left(deadline))
-    if parts.scheme == "https":
-        context = ssl.create_default_context()
-        try:
+    try:
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
             stream = context.wrap_socket(stream, server_hostname=host)
-        except OSError:
-            stream.close()
-            raise
-    connection = http.client.HTTPConnection(host, port)
-    connection.sock = stream
-    return _Connection(stream, connection)
+        yield stream
+    finally:
+        stream.close()
 
 
 def _resolve(host: str, port: int, field: str) -> str:
@@ -155,26 +136,27 @@ def _resolve(host: str, port: int, field: str) -> str:
     return addresses[0]
 
 
-def _get(connection: _Connection, parts: SplitResult) -> http.client.HTTPResponse:
+def _get(stream: socket.socket, parts: SplitResult) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection(parts.netloc)
+    connection.sock = stream
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    host = parts.netloc
-    headers = {"Host": host, "Accept-Encoding": "identity", "User-Agent": "sglang"}
-    connection.http.request("GET", target, headers=headers)
-    return connection.http.getresponse()
+    headers = {"Accept-Encoding": "identity", "User-Agent": "sglang"}
+    connection.request("GET", target, headers={"Host": parts.netloc, **headers})
+    return connection.getresponse()
 
 
 def _read(
     answer: http.client.HTTPResponse,
     field: str,
-    limits: FetchLimits,
+    max_bytes: int,
     stream: socket.socket,
     deadline: float,
 ) -> bytes:
     if answer.status != 200:
         raise RequestError(field, f"the URL answers HTTP {answer.status}")
-    too_large = RequestError(field, f"the URL holds more than {limits.max_bytes} bytes")
+    too_large = RequestError(field, f"the URL holds more than {max_bytes} bytes")
     length = answer.getheader("Content-Length", "")
-    if length.isdigit() and int(length) > limits.max_bytes:
+    if length.isdigit() and int(length) > max_bytes:
         raise too_large
     body = bytearray()
     while True:
@@ -183,7 +165,7 @@ def _read(
         if not chunk:
             return bytes(body)
         body += chunk
-        if len(body) > limits.max_bytes:
+        if len(body) > max_bytes:
             raise too_large
 
 

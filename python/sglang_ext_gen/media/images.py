@@ -15,9 +15,10 @@ from io import BytesIO
 from PIL import Image
 
 from sglang_ext_gen.errors import RequestError
+from sglang_ext_gen.media.limits import MAX_MEDIA_PIXELS
 
 MAX_FILE_BYTES = 32 << 20
-MAX_PIXELS = 64_000_000  # of a picture, or of a frame of a video
+MAX_PIXELS = MAX_MEDIA_PIXELS
 MAX_ASPECT_RATIO = 16
 FIELD = "image_path"
 
@@ -28,14 +29,7 @@ def as_paths(images: str | Sequence[str] | None) -> list[str]:
 
 
 def check_references(paths: Sequence[str], most: int) -> list[tuple[int, int]]:
-    """Check number, size and format of pictures.
-
-    Args:
-        paths: Local files.
-        most: How many the model takes.
-
-    Returns:
-        Height and width of each.
+    """Height and width of pictures, checked; ``most`` is how many the model takes.
 
     Raises:
         RequestError: Names the field, the picture's place and the limit.
@@ -47,14 +41,11 @@ def check_references(paths: Sequence[str], most: int) -> list[tuple[int, int]]:
     ]
 
 
-def picture_size(path: str, name: str = "the picture") -> tuple[int, int]:
+def picture_size(path: str, name: str) -> tuple[int, int]:
     """Height and width of a picture that can be read to its end.
 
-    Asked again for a file that has not changed since, it answers from memory: a server
-    decodes pictures in a thread before the request's own check asks.
-
-    Raises:
-        RequestError: As ``opened_picture``.
+    Asked again for an unchanged file it answers from memory: a server decodes pictures
+    in a thread before the request's own check asks. Raises as ``opened_picture``.
     """
     state = os.stat(path) if os.path.isfile(path) else None
     stamp = None if state is None else (state.st_mtime_ns, state.st_size, state.st_ino)
@@ -68,17 +59,9 @@ def _picture_size(path: str, name: str, stamp: object) -> tuple[int, int]:
         return image.height, image.width
 
 
-def read_reference(path: str, name: str = "the picture") -> Image.Image:
-    """One still picture, in RGB.
-
-    Args:
-        path: A local file.
-        name: What to call it in messages.
-
-    Raises:
-        RequestError: As ``opened_picture``.
-    """
-    with opened_picture(path, name) as image:
+def read_reference(path: str) -> Image.Image:
+    """The still picture in a local file, in RGB; raises as ``opened_picture``."""
+    with opened_picture(path, "the picture") as image:
         return image.convert("RGB")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of the HTTP door that hold for every family.
+"""Limits of what a client sends that hold for every family.
 
 Limits of a single request field (size, steps, ``n``, prompt length) belong to the
 family: ``models/<family>/request.py``.

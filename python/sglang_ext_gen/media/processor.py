@@ -49,14 +49,8 @@ class ThreadedProcessor(BaseMultimodalProcessor):
         videos: list[Any],
         audios: list[Any],
     ) -> MultimodalProcessorOutput:
-        """What ``process_mm_data_async`` returns, in the calling thread.
+        """What ``process_mm_data_async`` returns and raises, in the calling thread.
 
-        Args:
-            text: The rendered prompt, or its token ids.
-            images: Pictures as the client gave them, in the order of the prompt.
-            videos: Likewise.
-            audios: Likewise.
-
-        Raises:
-            RequestError: See ``process_mm_data_async``.
+        ``text`` is the rendered prompt or its token ids; media are as the client gave
+        them, in the order of the prompt.
         """

@@ -26,7 +26,9 @@ class ModelFamily:
         http_routes: POST routes of the server that the family serves.
         request_fields: Table of ``RequestField``; imports neither torch nor SGLang.
         load_options: Table of the pipeline config's options; same imports.
-        check_request: Function from given fields to checked ones; same imports.
+        check_request: Function from the fields that a user gave (None is not given,
+            other names are not looked at) to those fields in their own types; raises
+            ``RequestError`` for the first that cannot be used; same imports.
         check_checkpoint: Function from a local directory to a list of problems.
         recognises: Function that says whether a local directory holds a checkpoint
             of this family, by content; imports neither torch nor SGLang.

@@ -33,22 +33,10 @@ def decode_together(
 ) -> Tensor:
     """Around ``TorchNativeAttnBackend._run_sdpa_forward_decode``, for plain decoding.
 
-    Args:
-        original: SGLang's method; used for encoders, sliding windows and other dtypes.
-        backend: Its object.
-        query: [B, heads, d], one token a request.
-        output: [B, heads, d], written in place.
-        k_cache: [slots, kv heads, d].
-        v_cache: Likewise.
-        req_to_token: [requests, longest] slots of each request's tokens.
-        req_pool_indices: [B] rows of it.
-        seq_lens: [B] tokens of each request, its newest included.
-        encoder_lens: As in SGLang, and so are the following.
-        scaling: Factor of the products.
-        enable_gqa: Whether several heads share a kv head.
-        causal: Without effect for one token.
-        is_cross_attn: Not done here.
-        sliding_window_size: Not done here.
+    ``original`` is SGLang's method, used for encoders, sliding windows and other
+    dtypes. The arguments are SGLang's: ``query`` and ``output`` are [B, heads, d], one
+    token a request; ``k_cache`` and ``v_cache`` are [slots, kv heads, d];
+    ``req_to_token`` [requests, longest] has the slots of each request's tokens.
     """
     is_plain = encoder_lens is None and not is_cross_attn and not sliding_window_size
     if not is_plain or not query.dtype == k_cache.dtype == v_cache.dtype:

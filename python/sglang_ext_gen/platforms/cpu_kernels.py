@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.layers.rotary import (
     apply_rotary,
     interleaved_axes,
     inverse_frequencies,
 )
+
+KERNELS = ("fused_norm_scale_shift_cpu", "fused_scale_residual_norm_scale_shift_cpu")
 
 
 def norm_scale_shift(
@@ -36,7 +39,7 @@ def norm_scale_shift(
         shift: [D], [B, D], [B, 1, D], [B, S, D] or [B, F, 1, D].
         scale: As ``shift``.
     """
-    if _has_kernel("fused_norm_scale_shift_cpu"):
+    if has_kernel(KERNELS[0]):
         return original(layer, x, shift, scale)
     return _modulate(layer.norm(x), shift, scale).to(x.dtype)
 
@@ -55,7 +58,7 @@ def scale_residual_norm_scale_shift(
     Returns:
         The modulated norm of ``residual + gate * x``, and that sum.
     """
-    if _has_kernel("fused_scale_residual_norm_scale_shift_cpu"):
+    if has_kernel(KERNELS[1]):
         return original(layer, residual, x, gate, shift, scale)
     gated = x * (gate if isinstance(gate, int) else _per_token(gate, x))
     total = residual + gated
@@ -120,7 +123,8 @@ def build_qwen_vl_text_rope(
     from sglang.srt.utils.hf_transformers.common import get_rope_config
 
     theta, scaling = get_rope_config(config)
-    assert scaling is not None, "a Qwen-VL config has an mrope_section"
+    if not scaling or "mrope_section" not in scaling:
+        raise CheckpointError("the config of the Qwen-VL encoder has no mrope_section")
     head_dim = config.hidden_size // config.num_attention_heads
     if getattr(config, "head_dim", None):
         head_dim = config.head_dim
@@ -144,5 +148,6 @@ def _per_token(value: Tensor, x: Tensor) -> Tensor:
     return value
 
 
-def _has_kernel(name: str) -> bool:
+def has_kernel(name: str) -> bool:
+    """Whether the published kernels include one; they must be loaded."""
     return hasattr(torch.ops.sgl_kernel, name)

@@ -140,7 +140,7 @@ def prepare_server_args(original: Callable[[list[str]], Any], argv: list[str]) -
     """Around ``srt.server_args.prepare_server_args``, for ``sglang serve``.
 
     Here it is known that a language model is to be served, and ours are registered;
-    before, they were left out (``plugin.register_srt``).
+    before, they were left out (``entry_points.register_srt``).
     """
     from sglang.srt.plugins.hook_registry import HookRegistry
 

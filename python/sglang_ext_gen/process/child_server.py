@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -127,7 +126,7 @@ class ChildServer:
                 f"{self.url}/health", timeout=_HEALTH_SECONDS
             ) as reply:
                 return reply.status == 200
-        except (OSError, urllib.error.HTTPError):
+        except OSError:
             return False
 
     def exit_reason(self) -> str | None:

@@ -3,7 +3,6 @@
 
     fields.py        ``RequestField`` and the checks that all families share
     flags.py         command-line flags made from tables of fields
-    load_options.py  the same for flags of SGLang's own server
 
 Nothing here imports torch or SGLang.
 """

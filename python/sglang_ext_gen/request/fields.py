@@ -276,18 +276,6 @@ def check_prompt(prompt: str | Sequence[str] | None) -> None:
         raise RequestError("prompt", "missing or empty, expected a text")
 
 
-def refuse_unknown_fields(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise for the first name in ``given`` that is not in ``known``.
-
-    Raises:
-        RequestError: Names the unknown field and lists the known ones.
-    """
-    names = sorted(known)
-    for name in given:
-        if name not in names:
-            raise RequestError(name, f"unknown field; known fields: {', '.join(names)}")
-
-
 def refuse_unused_fields(params: Any, used: Collection[str], title: str) -> None:
     """Raise for the first field of a dataclass that is set and would be ignored.
 

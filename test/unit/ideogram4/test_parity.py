@@ -6,15 +6,16 @@ Tolerances are golden.json's ``suggested_thresholds``.
 
 import pytest
 import torch
-from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
 
 from conftest import Golden
 from images import decibels
+from lazy import LazyModule
 from sglang_ext_gen.models.ideogram4.packing import image_position_ids, pack_text
-from sglang_ext_gen.models.ideogram4.stages import draw_noise
-from sglang_ext_gen.models.ideogram4.text_encoder import tokenize_prompt
 
 pytestmark = pytest.mark.slow
+
+stages = LazyModule("sglang_ext_gen.models.ideogram4.stages")
+text_encoder = LazyModule("sglang_ext_gen.models.ideogram4.text_encoder")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def limits(ideogram4_golden: Golden) -> dict[str, float]:
 def test_token_ids_are_exact(float32_pipeline, ideogram4_golden, prompt) -> None:
     tokenizer = float32_pipeline.pipeline.get_module("tokenizer")
     assert (
-        tokenize_prompt(tokenizer, prompt)
+        text_encoder.tokenize_prompt(tokenizer, prompt)
         == ideogram4_golden.tensor("token_ids").tolist()
     )
 
@@ -53,7 +54,7 @@ def test_position_ids_are_exact(ideogram4_golden) -> None:
 
 
 def test_noise_is_the_reference_draw(ideogram4_golden) -> None:
-    noise = draw_noise(ideogram4_golden.json["request"]["seed"], 256, 256, 128)
+    noise = stages.draw_noise(ideogram4_golden.json["request"]["seed"], 256, 256, 128)
     assert torch.equal(noise[0], ideogram4_golden.tensor("noise"))
 
 
@@ -62,6 +63,10 @@ def test_noise_is_the_reference_draw(ideogram4_golden) -> None:
 def test_velocity(
     float32_pipeline, ideogram4_golden, limits, step: int, branch: str
 ) -> None:
+    from sglang.multimodal_gen.runtime.managers.forward_context import (
+        set_forward_context,
+    )
+
     golden = ideogram4_golden
     name = "transformer" if branch == "cond" else "unconditional_transformer"
     transformer = float32_pipeline.pipeline.get_module(name)

@@ -113,7 +113,7 @@ def test_fields_that_nothing_reads_are_refused(
 def test_impossible_loading_options_are_refused(
     load_pipeline, option: str, value: str, message: str
 ) -> None:
-    with pytest.raises((ConfigError, RuntimeError), match=message):
+    with pytest.raises((ConfigError, RequestError, RuntimeError), match=message):
         load_pipeline("fp32", **{option: value})
 
 

@@ -11,23 +11,24 @@ from safetensors.torch import load_file, save_file
 from checkpoint_damage import copy_checkpoint
 from checkpoint_repacks import edit_json, edit_tensors, shard, split_attention
 from images import decibels
-from sglang_ext_gen.models.ideogram4.layout import WEIGHT_FILES
+from sglang_ext_gen.models.ideogram4.checkpoint import COMPONENTS, TEXT_ENCODER
 from sglang_ext_gen.registry import family_of
 
 pytestmark = pytest.mark.slow
 
+FILES = {part.name: part.file for part in COMPONENTS}
 TRANSFORMERS = ("transformer", "unconditional_transformer")
 REQUEST = {"num_inference_steps": 4, "guidance_schedule": [7.0, 5.0, 3.0, 1.0]}
 
 
 def use_diffusers_names(checkpoint: Path) -> None:
     for name in TRANSFORMERS:
-        edit_tensors(checkpoint / name / WEIGHT_FILES[name], split_attention)
+        edit_tensors(checkpoint / name / FILES[name], split_attention)
 
 
 def use_older_styles(checkpoint: Path) -> None:
     """Names and configs as transformers 4 and other re-packs write them."""
-    file = checkpoint / "text_encoder" / WEIGHT_FILES["text_encoder"]
+    file = TEXT_ENCODER.at(checkpoint).file
     edit_tensors(file, lambda name, tensor: {f"model.{name}": tensor})
     config = checkpoint / "text_encoder" / "config.json"
     text = json.loads(config.read_text("utf-8"))["text_config"]
@@ -43,14 +44,14 @@ def use_older_styles(checkpoint: Path) -> None:
 
 
 def use_shards(checkpoint: Path) -> None:
-    for name, file in WEIGHT_FILES.items():
-        shard(checkpoint / name / file)
+    for part in COMPONENTS:
+        shard(part.at(checkpoint).file)
 
 
 def use_plain_weights(checkpoint: Path) -> None:
     """Dequantise everything to float32, which loses nothing."""
     for name in (*TRANSFORMERS, "text_encoder"):
-        file = checkpoint / name / WEIGHT_FILES[name]
+        file = checkpoint / name / FILES[name]
         tensors = load_file(file)
         for weight in [
             key.removesuffix("_scale") for key in tensors if "_scale" in key

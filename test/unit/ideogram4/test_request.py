@@ -24,23 +24,22 @@ from sglang_ext_gen.models.ideogram4.request import (
     ],
 )
 def test_presets_are_the_vendors_in_execution_order(preset, guidance, mu, std) -> None:
-    plan = plan_denoising(preset)
+    plan = plan_denoising({"preset": preset})
     assert (plan.guidance, plan.mu, plan.std) == (guidance, mu, std)
     assert plan.needs_unconditional == (guidance[0] != 1.0)
 
 
 def test_the_guidance_tail_scales_with_free_steps() -> None:
-    assert plan_denoising("V4_DEFAULT_20", 10).guidance == (7.0,) * 9 + (3.0,)
-    assert plan_denoising("V4_DEFAULT_20", 1).guidance == (7.0,)
+    assert plan_denoising({"num_inference_steps": 10}).guidance == (7.0,) * 9 + (3.0,)
+    assert plan_denoising({"num_inference_steps": 1}).guidance == (7.0,)
 
 
 def test_own_values_replace_the_presets() -> None:
-    plan = plan_denoising(
-        "V4_DEFAULT_20", 3, guidance_schedule=[7, 5, 1], mu=0.3, std=1.2
-    )
+    own = {"guidance_schedule": [7, 5, 1], "mu": 0.3, "std": 1.2}
+    plan = plan_denoising({"num_inference_steps": 3, **own})
     assert (plan.guidance, plan.mu, plan.std) == ((7, 5, 1), 0.3, 1.2)
-    assert plan_denoising(guidance_scale=4.5).guidance == (4.5,) * 20
-    assert not plan_denoising(guidance_scale=1.0).needs_unconditional
+    assert plan_denoising({"guidance_scale": 4.5, "mu": None}).guidance == (4.5,) * 20
+    assert not plan_denoising({"guidance_scale": 1.0}).needs_unconditional
 
 
 GOOD = {"prompt": "a cat", "width": 256, "height": 512, "seed": 3}
@@ -130,5 +129,5 @@ def test_a_blank_negative_prompt_means_none() -> None:
 
 def test_every_preset_can_be_planned() -> None:
     for name, preset in PRESETS.items():
-        plan = plan_denoising(name)
+        plan = plan_denoising({"preset": name})
         assert plan.num_inference_steps == preset.num_inference_steps

@@ -12,18 +12,23 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import Golden
+from sglang_ext_gen.checkpoint import tiny as shared_tiny
+from sglang_ext_gen.checkpoint.layout import has_float8
 from sglang_ext_gen.checkpoint.tiny import quantize_rows
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.ideogram4 import tiny
+from sglang_ext_gen.models.ideogram4.checkpoint import (
+    COMPONENTS,
+    TRANSFORMER,
+    UNCONDITIONAL,
+    VAE,
+    check_checkpoint,
+    recognises,
+)
+from sglang_ext_gen.models.ideogram4.config import Ideogram4TransformerConfig
 from sglang_ext_gen.models.ideogram4.latent_statistics import (
     LATENT_SCALE,
     LATENT_SHIFT,
-)
-from sglang_ext_gen.models.ideogram4.layout import (
-    WEIGHT_FILES,
-    check_checkpoint,
-    inspect,
-    recognises,
 )
 from sglang_ext_gen.models.ideogram4.tensors import transformer_specs
 
@@ -47,8 +52,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_is_complete(checkpoint: Path) -> None:
     assert recognises(checkpoint)
     assert check_checkpoint(checkpoint) == []
-    parts = {part.name: part.is_fp8 for part in inspect(checkpoint)}
-    assert [name for name, is_fp8 in parts.items() if not is_fp8] == ["vae"]
+    plain = [part for part in COMPONENTS if not has_float8(part.at(checkpoint).stored)]
+    assert plain == [VAE]
 
 
 def test_its_files_are_those_of_the_release(
@@ -68,7 +73,7 @@ def test_same_seed_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
     tiny.write_tiny(tmp_path / "other", seed=1)
     other, first = digests(tmp_path / "other"), digests(checkpoint)
     changed = {name for name in first if first[name] != other[name]}
-    assert changed == {f"{name}/{file}" for name, file in WEIGHT_FILES.items()}
+    assert changed == {f"{part.name}/{part.file}" for part in COMPONENTS}
 
 
 def test_a_folder_with_files_is_left_alone(tmp_path: Path) -> None:
@@ -84,7 +89,7 @@ def test_a_failed_write_leaves_nothing(
     def no_space(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(tiny, "write_tensors", no_space)
+    monkeypatch.setattr(shared_tiny, "write_tensors", no_space)
     with pytest.raises(OSError, match="No space"):
         tiny.write_tiny(tmp_path / "checkpoint")
     assert list(tmp_path.iterdir()) == []
@@ -92,8 +97,7 @@ def test_a_failed_write_leaves_nothing(
 
 def test_values_hide_no_bug(checkpoint: Path) -> None:
     conditional, unconditional = (
-        load_file(checkpoint / name / WEIGHT_FILES[name])
-        for name in ("transformer", "unconditional_transformer")
+        load_file(part.at(checkpoint).file) for part in (TRANSFORMER, UNCONDITIONAL)
     )
     for name, tensor in conditional.items():
         assert tensor.float().std() > 0, name
@@ -135,7 +139,7 @@ def test_tokenizer_reads_any_text(checkpoint: Path, ideogram4_golden: Golden) ->
 
 def test_latent_statistics(checkpoint: Path, ideogram4_golden: Golden) -> None:
     for path in (checkpoint, ideogram4_golden.checkpoint):
-        stored = load_file(path / "vae" / WEIGHT_FILES["vae"])
+        stored = load_file(VAE.at(path).file)
         shift = torch.tensor(LATENT_SHIFT)
         scale = (stored["bn.running_var"] + 1e-4).sqrt()
         torch.testing.assert_close(stored["bn.running_mean"], shift)
@@ -170,6 +174,7 @@ def test_sizes_can_be_shared_by_two_ranks(sizes: tiny.Dimensions) -> None:
 
 
 def test_mid_size_has_about_100_million_parameters() -> None:
-    config = tiny.transformer_config(tiny.MID_SIZE)
+    values = tiny.transformer_config(tiny.MID_SIZE)
+    config = Ideogram4TransformerConfig.from_dict(values, "")
     specs = transformer_specs(config, names="vendor", is_fp8=False)
     assert sum(math.prod(spec.shape) for spec in specs) == pytest.approx(1e8, rel=0.05)

@@ -16,24 +16,25 @@ from torch import Tensor, nn
 import checkpoint_damage as damages
 from checkpoint_repacks import edit_tensors, split_attention
 from conftest import Golden
+from sglang_ext_gen.checkpoint.component import WEIGHTS
 from sglang_ext_gen.checkpoint.layout import (
     FLOAT8,
     FLOAT32,
     TensorSpec,
     linear_specs,
-    read_json,
     read_tensors,
 )
 from sglang_ext_gen.checkpoint.load import load_weights
 from sglang_ext_gen.checkpoint.rules import Rule
 from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.ideogram4.tensors import transformer_specs
-from sglang_ext_gen.models.ideogram4.weights import (
-    TEXT_ENCODER_FILE,
-    WEIGHTS_FILE,
-    text_encoder_rules,
-    transformer_rules,
+from sglang_ext_gen.models.ideogram4.checkpoint import (
+    TEXT_ENCODER,
+    TRANSFORMER,
+    UNCONDITIONAL,
 )
+from sglang_ext_gen.models.ideogram4.config import Ideogram4TextEncoderConfig
+from sglang_ext_gen.models.ideogram4.tensors import transformer_specs
+from sglang_ext_gen.models.ideogram4.weights import text_encoder_rules
 
 
 def parameter_tree(specs: Iterable[TensorSpec]) -> nn.Module:
@@ -56,14 +57,13 @@ def parameter_tree(specs: Iterable[TensorSpec]) -> nn.Module:
 def load_transformer(folder: Path) -> dict[str, Tensor]:
     """Parameters of one transformer, loaded under its own rules."""
     has_text = folder.name == "transformer"
-    config = read_json(folder / "config.json")
+    part = (TRANSFORMER if has_text else UNCONDITIONAL).at(folder.parent)
     module = parameter_tree(
         spec
-        for spec in transformer_specs(config, names="vendor", is_fp8=True)
+        for spec in transformer_specs(part.config, names="vendor", is_fp8=True)
         if has_text or not spec.name.startswith("llm_cond")
     )
-    rules = transformer_rules("conditional" if has_text else "unconditional")
-    return loaded(module, folder / WEIGHTS_FILE, rules)
+    return loaded(module, part.file, part.rules)
 
 
 def loaded(module: nn.Module, file: Path, rules: tuple[Rule, ...]) -> dict[str, Tensor]:
@@ -85,21 +85,21 @@ def checkpoint(ideogram4_golden: Golden, tmp_path: Path) -> Path:
 
 def test_vendor_names_stay(ideogram4_golden: Golden) -> None:
     folder = ideogram4_golden.checkpoint / "transformer"
-    assert_same(load_transformer(folder), load_file(folder / WEIGHTS_FILE))
+    assert_same(load_transformer(folder), load_file(folder / WEIGHTS))
 
 
 def test_diffusers_names_give_the_same_parameters(checkpoint: Path) -> None:
     folder = checkpoint / "transformer"
     vendor = load_transformer(folder)
-    edit_tensors(folder / WEIGHTS_FILE, split_attention)
-    assert "layers.0.attention.to_k.weight_scale" in read_tensors(folder / WEIGHTS_FILE)
+    edit_tensors(folder / WEIGHTS, split_attention)
+    assert "layers.0.attention.to_k.weight_scale" in read_tensors(folder / WEIGHTS)
     assert_same(load_transformer(folder), vendor)
 
 
 def test_mixed_names_are_refused(checkpoint: Path) -> None:
     folder = checkpoint / "transformer"
     edit_tensors(
-        folder / WEIGHTS_FILE,
+        folder / WEIGHTS,
         lambda name, tensor: {**split_attention(name, tensor), name: tensor},
     )
     with pytest.raises(CheckpointError, match=r"both fill layers\.0\.attention\."):
@@ -108,7 +108,7 @@ def test_mixed_names_are_refused(checkpoint: Path) -> None:
 
 def test_unconditional_transformer_has_no_text_input(ideogram4_golden: Golden) -> None:
     folder = ideogram4_golden.checkpoint / "unconditional_transformer"
-    stored = load_file(folder / WEIGHTS_FILE)
+    stored = load_file(folder / WEIGHTS)
     text = {name for name in stored if name.startswith("llm_cond")}
     assert len(text) == 4
     without_text = {name: stored[name] for name in stored.keys() - text}
@@ -138,15 +138,14 @@ def test_damage_stops_the_load_and_is_named(
     assert named in str(caught.value)
 
 
-def merged_text_encoder(config: dict) -> nn.Module:
+def merged_text_encoder(config: Ideogram4TextEncoderConfig) -> nn.Module:
     """The language tower as our module names it: q, k, v and gate, up merged."""
-    text = config["text_config"]
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    head_dim = text["head_dim"]
-    queries = text["num_attention_heads"] * head_dim
-    rows = queries + 2 * text["num_key_value_heads"] * head_dim
-    specs = [TensorSpec("embed_tokens.weight", (text["vocab_size"], hidden))]
-    for i in range(text["num_hidden_layers"]):
+    hidden, inner = config.hidden_size, config.intermediate_size
+    head_dim = config.head_dim
+    queries = config.num_attention_heads * head_dim
+    rows = queries + 2 * config.num_key_value_heads * head_dim
+    specs = [TensorSpec("embed_tokens.weight", (config.vocab_size, hidden))]
+    for i in range(config.num_hidden_layers):
         layer = f"layers.{i}"
         for name, out_features, in_features in (
             ("self_attn.qkv_proj", rows, hidden),
@@ -169,10 +168,11 @@ def merged_text_encoder(config: dict) -> nn.Module:
 
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_text_encoder(checkpoint: Path, prefix: str) -> None:
-    file = checkpoint / "text_encoder" / TEXT_ENCODER_FILE
+    part = TEXT_ENCODER.at(checkpoint)
+    file = part.file
     stored = load_file(file)
     save_file({f"{prefix}{name}": tensor for name, tensor in stored.items()}, file)
-    module = merged_text_encoder(read_json(file.with_name("config.json")))
+    module = merged_text_encoder(part.config)
     found = loaded(module, file, text_encoder_rules(read_tensors(file)))
     layer = "language_model.layers.35"
     for target, parts in {

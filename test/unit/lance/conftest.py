@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from conftest import Golden
-from sglang_ext_gen.models.lance import loaders, packing, visual_input
+from sglang_ext_gen.checkpoint.build import load_component
+from sglang_ext_gen.checkpoint.component import StoredComponent
+from sglang_ext_gen.models.lance import packing, visual_input
+from sglang_ext_gen.models.lance.checkpoint import LanceFiles, find_files
 from sglang_ext_gen.models.lance.generation import LanceConditioning
-from sglang_ext_gen.models.lance.layout import LanceFiles, find_files
 from sglang_ext_gen.models.lance.mot import LanceTransformer
 from sglang_ext_gen.models.lance.packing import PackedRequest, PromptTokens
 from sglang_ext_gen.models.lance.schedule import Guidance, make_times
@@ -93,14 +95,32 @@ class Lance:
     def files(self) -> LanceFiles:
         return find_files(self.path)
 
+    def load(
+        self,
+        part: StoredComponent[Any],
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> Any:
+        """A module, on the CPU; options are those of the pipeline config."""
+        from sglang_ext_gen.models.lance.pipeline_config import LancePipelineConfig
+
+        return load_component(
+            part, dtype=dtype, device=CPU, options=LancePipelineConfig(**options)
+        )
+
+    def tokenizer(self, variant: str = "Lance_3B") -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.path / variant)
+
     def case(self, name: str) -> Case:
         return Case(self.golden, name)
 
     def transformer(self, case: Case) -> LanceTransformer:
-        return _transformer(self.path, case.task.variant)
+        return _transformer(self, case.task.variant)
 
     def vision(self, case: Case) -> LanceVisionTransformer:
-        return _vision(self.path, case.task.variant)
+        return _vision(self, case.task.variant)
 
     def vision_features(self, case: Case) -> tuple[Tensor, packing.Grid]:
         """Features and merged grid of the case's source."""
@@ -115,7 +135,7 @@ class Lance:
         return features, (grid[0], grid[1] // merge, grid[2] // merge)
 
     def prompt_tokens(self, case: Case) -> PromptTokens:
-        tokenizer = _tokenizer(self.path, case.task.variant)
+        tokenizer = self.tokenizer(case.task.variant)
         return packing.tokenize_prompt(
             tokenizer, case.task.system_prompt, case.json["prompt"]
         )
@@ -136,6 +156,11 @@ class Lance:
             numbering=numbering,
         )
 
+    def pack_question(self, case: Case, grid: packing.Grid) -> list[packing.Segment]:
+        tokens = self.prompt_tokens(case)
+        after = (*tokens.text, *tokens.suffix)
+        return [*packing.pack_answer(tokens.prefix, grid, after, tokens.special)]
+
     def conditioning(self, case: Case) -> LanceConditioning:
         """With the golden source latents, so that the VAE is tested apart."""
         is_edit, has_source = case.task.is_edit, case.task.source is not None
@@ -148,22 +173,13 @@ class Lance:
 
 
 @cache
-def _transformer(path: Path, variant: Any) -> LanceTransformer:
-    return loaders.load_transformer(
-        find_files(path), variant, dtype=torch.float32, device=CPU
-    )
+def _transformer(lance: Lance, variant: Any) -> LanceTransformer:
+    return lance.load(lance.files.transformer(variant))
 
 
 @cache
-def _vision(path: Path, variant: Any) -> LanceVisionTransformer:
-    return loaders.load_vision(
-        find_files(path), variant, "checkpoint", dtype=torch.float32, device=CPU
-    )
-
-
-@cache
-def _tokenizer(path: Path, variant: str) -> Any:
-    return loaders.load_tokenizer(path / variant)
+def _vision(lance: Lance, variant: Any) -> LanceVisionTransformer:
+    return lance.load(lance.files.vision(variant))
 
 
 @pytest.fixture(scope="session")

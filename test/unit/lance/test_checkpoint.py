@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config files, layout and strict loading of a Lance checkpoint."""
+"""Config files, components and strict loading of a Lance checkpoint."""
 
 import json
 import shutil
@@ -10,14 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError
-from sglang_ext_gen.models.lance import layout, loaders
+from sglang_ext_gen.models.lance import checkpoint
 from sglang_ext_gen.models.lance.config import (
     LanceTransformerConfig,
     LanceVisionConfig,
 )
 from sglang_ext_gen.models.lance.tensors import transformer_specs
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -34,18 +32,18 @@ def change_json(file: Path, **values) -> None:
 
 
 def test_golden_checkpoint_is_complete(lance):
-    assert layout.check_checkpoint(lance.path) == []
-    assert layout.recognises(lance.path)
-    assert layout.recognises(lance.path / "Lance_3B")
-    assert not layout.recognises(lance.path / "Qwen2.5-VL-ViT")
-    assert layout.find_files(lance.path / "Lance_3B_Video").root == lance.path
+    assert checkpoint.check_checkpoint(lance.path) == []
+    assert checkpoint.recognises(lance.path)
+    assert checkpoint.recognises(lance.path / "Lance_3B")
+    assert not checkpoint.recognises(lance.path / "Qwen2.5-VL-ViT")
+    assert checkpoint.find_files(lance.path / "Lance_3B_Video").root == lance.path
 
 
 def test_one_variant_alone_is_complete(copy):
     shutil.rmtree(copy / "Lance_3B_Video")
-    assert layout.check_checkpoint(copy) == []
+    assert checkpoint.check_checkpoint(copy) == []
     with pytest.raises(CheckpointError, match=r"Lance_3B_Video is missing \(found: La"):
-        layout.find_files(copy).folder("Lance_3B_Video")
+        checkpoint.find_files(copy).folder("Lance_3B_Video")
 
 
 def test_released_dimensions_have_the_released_tensors():
@@ -77,7 +75,7 @@ def test_released_dimensions_have_the_released_tensors():
 )
 def test_another_config_is_refused(file, values, message, copy):
     change_json(copy / file, **values)
-    assert any(message in problem for problem in layout.check_checkpoint(copy))
+    assert any(message in problem for problem in checkpoint.check_checkpoint(copy))
 
 
 def test_config_classes_use_every_released_key(lance):
@@ -99,30 +97,29 @@ def test_config_classes_use_every_released_key(lance):
         (lambda t: t.update({"vae2llm.bias": torch.zeros(3)}), "vae2llm.bias"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(change, message, copy):
+def test_weights_that_do_not_fit_are_refused(change, message, lance, copy):
     file = copy / "Lance_3B" / "model.safetensors"
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
-    assert any(message in problem for problem in layout.check_checkpoint(copy))
+    assert any(message in problem for problem in checkpoint.check_checkpoint(copy))
     with pytest.raises(CheckpointError, match=message):
-        loaders.load_transformer(
-            layout.find_files(copy), "Lance_3B", dtype=torch.float32, device=CPU
-        )
+        lance.load(checkpoint.find_files(copy).transformer("Lance_3B"))
 
 
 def test_ema_file_is_used_when_there_is_no_model_file(copy):
     folder = copy / "Lance_3B"
     (folder / "model.safetensors").rename(folder / "ema.safetensors")
-    assert layout.find_files(copy).transformer("Lance_3B").name == "ema.safetensors"
-    assert layout.check_checkpoint(copy) == []
+    assert (
+        checkpoint.find_files(copy).transformer("Lance_3B").file.name
+        == "ema.safetensors"
+    )
+    assert checkpoint.check_checkpoint(copy) == []
 
 
 def test_video_variant_brings_its_own_vision_tower(lance):
     def load(variant, source):
-        return loaders.load_vision(
-            lance.files, variant, source, dtype=torch.float32, device=CPU
-        ).merger.ln_q.weight
+        return lance.load(lance.files.vision(variant, source)).merger.ln_q.weight
 
     standalone = load("Lance_3B", "checkpoint")
     assert torch.equal(standalone, load("Lance_3B_Video", "standalone"))
@@ -130,7 +127,5 @@ def test_video_variant_brings_its_own_vision_tower(lance):
 
 
 def test_load_casts_to_the_asked_dtype(lance):
-    transformer = loaders.load_transformer(
-        lance.files, "Lance_3B", dtype=torch.bfloat16, device=CPU
-    )
+    transformer = lance.load(lance.files.transformer("Lance_3B"), torch.bfloat16)
     assert {p.dtype for p in transformer.parameters()} == {torch.bfloat16}

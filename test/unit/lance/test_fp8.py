@@ -11,18 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from sglang_ext_gen.models.lance import generation, loaders, vae
+from lazy import LazyModule
+from sglang_ext_gen.models.lance import generation
+from sglang_ext_gen.models.lance.checkpoint import VAE
 from sglang_ext_gen.models.lance.fp8_quality import fp8_quality
 from sglang_ext_gen.models.lance.mot import LanceTransformer
+
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def transformer(lance) -> LanceTransformer:
-    return loaders.load_transformer(
-        lance.files, "Lance_3B", dtype=torch.float32, device=CPU, weight_format="fp8"
-    )
+    return lance.load(lance.files.transformer("Lance_3B"), weight_format="fp8")
 
 
 def decibels(got: Tensor, want: Tensor) -> float:
@@ -66,8 +68,8 @@ LOSSES = {
 @pytest.mark.parametrize("name", ["t2i", "t2i_channel_renorm", "image_edit"])
 def test_loss_of_velocities_and_pictures(name, setting, lance):
     dtype, weight_format = setting
-    transformer = loaders.load_transformer(
-        lance.files, "Lance_3B", dtype=dtype, device=CPU, weight_format=weight_format
+    transformer = lance.load(
+        lance.files.transformer("Lance_3B"), dtype, weight_format=weight_format
     )
     case = lance.case(name)
     conditioning = lance.conditioning(case)
@@ -83,7 +85,7 @@ def test_loss_of_velocities_and_pictures(name, setting, lance):
         case.guidance(),
         lambda _: None,
     )
-    wan = vae.load_vae(lance.path, dtype=torch.float32, device=CPU)
+    wan = lance.load(VAE.at(lance.path))
     last = case.tensor(f"step{max(case.json['latents_stored'])}.latents")
     grid = (*case.json["latent_grid_thw"], -1)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from sglang_ext_gen.models.lance.mot import (
     latent_position_embedding,
     rope_cos_sin,
 )
-from sglang_ext_gen.models.lance.packing import pack_answer, pack_generation
+from sglang_ext_gen.models.lance.packing import pack_generation
 
 CASES = ("t2i", "t2i_channel_renorm", "image_edit", "t2v", "i2v", "video_edit")
 CPU = torch.device("cpu")
@@ -161,22 +161,24 @@ def test_greedy_answer(name, lance):
     transformer = lance.transformer(case)
     features, grid = lance.vision_features(case)
     close(features, case.tensor("vit_embeds"))
-    with safe_open(lance.files.transformer(case.task.variant), framework="pt") as file:
+    with safe_open(
+        lance.files.transformer(case.task.variant).file, framework="pt"
+    ) as file:
         head = file.get_tensor("language_model.lm_head.weight")
     norm = transformer.get_submodule("norm")
-    splits = pack_answer(lance.prompt_tokens(case), grid)
+    segments = lance.pack_question(case, grid)
     prefix, hidden, answer = Prefix(), torch.empty(0), []
     with torch.no_grad():
-        for split in splits:
-            embedded = transformer.embed_tokens(split.token_ids)[None]
-            if split.grid is not None:
-                markers = split.token_ids[[0, -1]]
+        for segment in segments:
+            embedded = transformer.embed_tokens(segment.token_ids)[None]
+            if segment.grid is not None:
+                markers = segment.token_ids[[0, -1]]
                 embedded = transformer.wrap_block(features[None], markers)
-            rope = rope_cos_sin(split.position_ids[None], transformer.config)
+            rope = rope_cos_sin(segment.position_ids[None], transformer.config)
             hidden, prefix = transformer(
-                embedded, rope, prefix, is_causal=split.is_causal
+                embedded, rope, prefix, is_causal=segment.is_causal
             )
-        position = int(splits[-1].position_ids[0, -1])
+        position = int(segments[-1].position_ids[0, -1])
         for index in range(case.json["max_new_tokens"]):
             logits = F.linear(norm(hidden[:, -1]), head)[0]
             torch.testing.assert_close(

@@ -5,13 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from sglang_ext_gen.checkpoint.layout import TensorSpec, read_tensors
-from sglang_ext_gen.models.lance import loaders, vae
+from lazy import LazyModule
+from sglang_ext_gen.checkpoint.layout import TensorSpec
+from sglang_ext_gen.models.lance.checkpoint import VAE, VAE_DECODER, VISION
 from sglang_ext_gen.models.lance.options import place_tasks, takes_sources
 from sglang_ext_gen.models.lance.tensors import transformer_specs, vision_specs
 from sglang_ext_gen.models.lance.thinker import weights as thinker_weights
 
-CPU = torch.device("cpu")
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
+
 PARTS = {
     "t2i": {"transformer", "vae", "tokenizer"},
     "image_edit": {"transformer", "image_encoder", "vae", "tokenizer"},
@@ -40,21 +42,17 @@ def test_components_of_tasks(tasks, lance):
 
 
 def test_decoder_holds_the_layers_and_no_head(lance):
-    config = lance.files.read_transformer_config("Lance_3B")
+    config = lance.files.transformer("Lance_3B").config
     specs = [s for s in transformer_specs(config) if "lm_head" not in s.name]
-    loaded = loaders.load_transformer(
-        lance.files, "Lance_3B", dtype=torch.float32, device=CPU
-    )
+    loaded = lance.load(lance.files.transformer("Lance_3B"))
     assert nbytes(loaded) == 4 * count(specs)
 
 
 def test_fp8_halves_the_linears(lance):
     released, fp8 = (
-        loaders.load_transformer(
-            lance.files,
-            "Lance_3B",
-            dtype=torch.bfloat16,
-            device=CPU,
+        lance.load(
+            lance.files.transformer("Lance_3B"),
+            torch.bfloat16,
             weight_format=weight_format,
         )
         for weight_format in ("released", "fp8")
@@ -66,8 +64,7 @@ def test_vae_of_tasks_without_a_source_has_no_encoder(lance):
     assert not takes_sources("t2i,t2v")
     assert takes_sources("t2i,i2v")
     assert takes_sources(None)
-    whole = vae.load_vae(lance.path, dtype=torch.float32, device=CPU)
-    half = vae.load_vae(lance.path, dtype=torch.float32, device=CPU, has_encoder=False)
+    whole, half = (lance.load(row.at(lance.path)) for row in (VAE, VAE_DECODER))
     assert nbytes(half) == nbytes(whole) - nbytes(whole.encoder)
     latents = torch.randn(1, 2, 3, 48)
     with torch.no_grad():
@@ -76,9 +73,9 @@ def test_vae_of_tasks_without_a_source_has_no_encoder(lance):
 
 def test_understanding_takes_the_plain_weights_and_one_tower(lance):
     """What the loader takes of the file is what its parameters hold."""
-    config = lance.files.read_transformer_config("Lance_3B_Video")
-    tower = count(list(vision_specs(lance.files.read_vision_config())))
-    stored = read_tensors(lance.files.transformer("Lance_3B_Video"))
+    config = lance.files.transformer("Lance_3B_Video").config
+    tower = count(list(vision_specs(VISION.at(lance.path).config)))
+    stored = lance.files.transformer("Lance_3B_Video").stored
     used = [
         TensorSpec(name, tensor.shape)
         for name, tensor in stored.items()

@@ -2,20 +2,28 @@
 """Request fields, tasks from inputs, placement of tasks on checkpoints."""
 
 import shutil
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
+from lazy import LazyModule
 from sglang_ext_gen.errors import CheckpointError, ConfigError, RequestError
-from sglang_ext_gen.models.lance.layout import find_files
+from sglang_ext_gen.models.lance.checkpoint import find_files
 from sglang_ext_gen.models.lance.options import place_tasks
 from sglang_ext_gen.models.lance.request import (
+    REQUEST_FIELDS,
+    LancePlan,
     check_request,
     check_target_size,
     make_plan,
     resolve_task,
     round_frames,
 )
-from sglang_ext_gen.models.lance.tasks import TASKS, find_task
+from sglang_ext_gen.models.lance.tasks import TASKS
+from sglang_ext_gen.request.fields import RequestField, carries
+
+sampling_params = LazyModule("sglang_ext_gen.models.lance.sampling_params")
 
 
 @pytest.mark.parametrize(
@@ -72,13 +80,36 @@ def test_bad_field_is_named(fields, message):
 
 
 def test_defaults_are_the_official_ones():
-    plan = make_plan(find_task("t2v"), {})
+    plan = make_plan(TASKS["t2v"], {})
     assert (plan.height, plan.width, plan.num_frames) == (480, 848, 121)
     assert plan.latent_grid == (31, 30, 53)
     assert (plan.num_inference_steps, plan.timestep_shift) == (30, 3.5)
     assert (plan.guidance_scale, plan.cfg_interval) == (4.0, (0.4, 1.0))
     assert (plan.cfg_renorm_type, plan.cfg_renorm_min) == ("global", 0.0)
-    assert make_plan(find_task("t2i"), {}).latent_grid == (1, 48, 48)
+    assert make_plan(TASKS["t2i"], {}).latent_grid == (1, 48, 48)
+
+
+def test_a_plan_has_the_fields_of_the_table():
+    table = (*REQUEST_FIELDS, RequestField("glow", "float", "Of the light."))
+
+    @dataclass(frozen=True)
+    @carries(table)
+    class Plan(LancePlan):
+        pass
+
+    make: Any = Plan  # types know nothing of what the table declares
+    assert make(TASKS["t2i"], glow=0.1).glow == 0.1
+
+
+def test_http_takes_our_own_fields_and_no_other():
+    own = {
+        *("resolution", "cfg_interval", "cfg_renorm_type", "cfg_renorm_min"),
+        *("timestep_shift", "system_prompt", "source_latents"),
+    }
+    assert sampling_params.LanceSamplingParams.video_request_extra_fields() == own
+    assert sampling_params.LanceSamplingParams.image_request_extra_fields() == own | {
+        "image_path"
+    }
 
 
 @pytest.mark.parametrize(
@@ -95,7 +126,7 @@ def test_defaults_are_the_official_ones():
 )
 def test_checkpoint_and_preset_of_each_task(task, variant, preset):
     assert (TASKS[task].variant, TASKS[task].resolution) == (variant, preset)
-    assert make_plan(find_task(task), {}).resolution == preset
+    assert make_plan(TASKS[task], {}).resolution == preset
 
 
 def test_edit_instructions_have_typographic_apostrophes():
@@ -112,11 +143,6 @@ def test_sizes_beyond_the_position_table_are_refused():
     check_target_size(576, 1024)
     with pytest.raises(RequestError, match="1152x496, above 1024"):
         check_target_size(496, 1152)
-
-
-def test_unknown_task_is_named():
-    with pytest.raises(RequestError, match="'t2t' given"):
-        find_task("t2t")
 
 
 class TestPlacement:

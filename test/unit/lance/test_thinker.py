@@ -14,7 +14,6 @@ from torch import nn
 
 from sglang_ext_gen.checkpoint.layout import TensorSpec
 from sglang_ext_gen.errors import CheckpointError, RequestError
-from sglang_ext_gen.models.lance.loaders import load_tokenizer
 from sglang_ext_gen.models.lance.packing import SpecialTokens
 from sglang_ext_gen.models.lance.thinker import prompt, weights
 from sglang_ext_gen.models.lance.thinker.view import make_view, prepare_arguments
@@ -22,7 +21,7 @@ from sglang_ext_gen.models.lance.thinker.view import make_view, prepare_argument
 
 @pytest.fixture(scope="module")
 def tokenizer(lance):
-    tokenizer = load_tokenizer(lance.path / "Lance_3B")
+    tokenizer = lance.tokenizer()
     tokenizer.chat_template = prompt.chat_template()
     return tokenizer
 
@@ -50,9 +49,11 @@ def test_chat_gives_the_official_tokens_and_positions(name, lance, tokenizer):
     ids = tokenizer.encode(rendered, add_special_tokens=False)
     _, grid = lance.vision_features(case)
     expanded = prompt.expand(ids, grid, SpecialTokens.from_tokenizer(tokenizer))
-    got = torch.cat([split.token_ids for split in expanded.splits])
+    got = torch.cat([segment.token_ids for segment in expanded.segments])
     assert torch.equal(got, case.tensor("input_ids"))
-    positions = torch.cat([split.position_ids for split in expanded.splits], dim=1)
+    positions = torch.cat(
+        [segment.position_ids for segment in expanded.segments], dim=1
+    )
     assert torch.equal(positions, case.tensor("position_ids")[:, : len(got)])
     assert expanded.offsets is not None
     first, last = expanded.offsets
@@ -150,7 +151,7 @@ class TestView:
 
 @pytest.mark.parametrize("variant", ["Lance_3B", "Lance_3B_Video"])
 def test_no_generation_weight_is_used(variant, lance):
-    with safe_open(lance.files.transformer(variant), framework="pt") as file:
+    with safe_open(lance.files.transformer(variant).file, framework="pt") as file:
         names = list(file.keys())
     used = [name for name in names if weights.is_used(name)]
     targets = {weights.target_of(name).name for name in used}

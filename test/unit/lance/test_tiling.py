@@ -4,10 +4,11 @@
 import pytest
 import torch
 
-from sglang_ext_gen.models.lance import vae
+from lazy import LazyModule
+from sglang_ext_gen.models.lance.checkpoint import VAE
 from sglang_ext_gen.models.lance.tiling import Tiling, run_tiled
 
-CPU = torch.device("cpu")
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 9), (8, 12), (13, 21)])
@@ -47,7 +48,7 @@ def test_tiles_that_disagree_are_faded_into_each_other():
 
 @pytest.fixture(scope="module")
 def wan(lance):
-    return vae.load_vae(lance.path, dtype=torch.float32, device=CPU)
+    return lance.load(VAE.at(lance.path))
 
 
 @torch.no_grad()

@@ -6,10 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.models.lance import layout, loaders, vae
+from sglang_ext_gen.models.lance import checkpoint
 from sglang_ext_gen.models.lance.tiny import write_tiny
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +18,19 @@ def tiny(tmp_path_factory):
 
 
 def test_it_is_recognised_and_complete(tiny):
-    assert layout.recognises(tiny)
-    assert layout.check_checkpoint(tiny) == []
+    assert checkpoint.recognises(tiny)
+    assert checkpoint.check_checkpoint(tiny) == []
 
 
-def test_every_component_loads(tiny):
-    files = layout.find_files(tiny)
-    for variant in layout.VARIANTS:
-        loaders.load_transformer(files, variant, dtype=torch.float32, device=CPU)
-        loaders.load_vision(
-            files, variant, "checkpoint", dtype=torch.float32, device=CPU
-        )
-    vae.load_vae(tiny, dtype=torch.float32, device=CPU)
-    tokenizer = loaders.load_tokenizer(tiny / "Lance_3B")
+def test_every_component_loads(tiny, lance):
+    files = checkpoint.find_files(tiny)
+    for variant in checkpoint.VARIANTS:
+        lance.load(files.transformer(variant))
+        lance.load(files.vision(variant))
+    lance.load(checkpoint.VAE.at(tiny))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "Lance_3B")
     assert None not in tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|video_pad|>"])
 
 

@@ -9,19 +9,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from checkpoint_damage import RunsACommand
+from lazy import LazyModule
 from sglang_ext_gen.__main__ import main
 from sglang_ext_gen.checkpoint.pickles import read_pickle
 from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.lance import generation, vae, visual_input
-from sglang_ext_gen.models.lance.layout import check_checkpoint
+from sglang_ext_gen.models.lance import generation, visual_input
+from sglang_ext_gen.models.lance.checkpoint import VAE, check_checkpoint
 
-CPU = torch.device("cpu")
+build = LazyModule("sglang_ext_gen.models.lance.build")
+vae = LazyModule("sglang_ext_gen.models.lance.vae")
+
 ATOL = 2e-5  # in-tree class against the vendor's: 7e-6 measured
 
 
 @pytest.fixture(scope="module")
 def wan(lance):
-    return vae.load_vae(lance.path, dtype=torch.float32, device=CPU)
+    return lance.load(VAE.at(lance.path))
 
 
 def close(got: Tensor, want: Tensor) -> None:
@@ -100,9 +104,9 @@ def test_convert_command_writes_the_file_that_is_then_used(lance, tmp_path, caps
 
 def test_converted_file_gives_the_same_vae(wan, lance, tmp_path):
     shutil.copy(lance.path / "Wan2.2_VAE.pth", tmp_path)
-    assert vae.convert(tmp_path) == [tmp_path / "Wan2.2_VAE.safetensors"]
+    assert build.convert(tmp_path) == [tmp_path / "Wan2.2_VAE.safetensors"]
     (tmp_path / "Wan2.2_VAE.pth").unlink()
-    converted = vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+    converted = lance.load(VAE.at(tmp_path))
     for (name, want), (other, got) in zip(
         wan.state_dict().items(), converted.state_dict().items(), strict=True
     ):
@@ -110,26 +114,14 @@ def test_converted_file_gives_the_same_vae(wan, lance, tmp_path):
         assert torch.equal(got, want)
 
 
-class Evil:
-    """Unpickling this runs a command."""
-
-    def __init__(self, marker) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        import os
-
-        return os.system, (f"touch {self.marker}",)
-
-
-def test_malicious_pickle_is_refused_and_not_run(tmp_path):
+def test_malicious_pickle_is_refused_and_not_run(lance, tmp_path):
     marker = tmp_path / "owned"
-    torch.save({"conv1.weight": Evil(marker)}, tmp_path / "Wan2.2_VAE.pth")
+    torch.save({"conv1.weight": RunsACommand(marker)}, tmp_path / "Wan2.2_VAE.pth")
     with pytest.raises(CheckpointError, match=r"Wan2\.2_VAE\.pth is refused"):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
-    (tmp_path / "Wan2.2_VAE.pth").write_bytes(pickle.dumps(Evil(marker)))
+        lance.load(VAE.at(tmp_path))
+    (tmp_path / "Wan2.2_VAE.pth").write_bytes(pickle.dumps(RunsACommand(marker)))
     with pytest.raises(CheckpointError, match="is refused"):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+        lance.load(VAE.at(tmp_path))
     assert not marker.exists()
 
 
@@ -148,12 +140,12 @@ def test_another_state_dict_is_refused(change, message, lance, tmp_path):
     change(tensors)
     torch.save(tensors, tmp_path / "Wan2.2_VAE.pth")
     with pytest.raises(CheckpointError, match=message):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+        lance.load(VAE.at(tmp_path))
 
 
-def test_damaged_or_missing_file_is_refused(tmp_path):
+def test_damaged_or_missing_file_is_refused(lance, tmp_path):
     with pytest.raises(CheckpointError, match="is missing"):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+        lance.load(VAE.at(tmp_path))
     (tmp_path / "Wan2.2_VAE.pth").write_bytes(b"not a pickle")
     with pytest.raises(CheckpointError, match="is refused"):
-        vae.load_vae(tmp_path, dtype=torch.float32, device=CPU)
+        lance.load(VAE.at(tmp_path))

@@ -38,7 +38,7 @@ def test_vae_input_bytes(name, lance):
 @pytest.mark.parametrize("name", ["image_edit", "video_edit", "x2t_video"])
 def test_patches(name, lance):
     case = lance.case(name)
-    config = lance.files.read_vision_config()
+    config = lance.files.vision("Lance_3B").config
     patches, grid = visual_input.vit_patches(
         [visual_input.flatten_to_rgb(f) for f in case.frames()],
         case.json["resolution"],

@@ -7,7 +7,6 @@ from jinja2.exceptions import TemplateError
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.ming_omni.thinker import tiny
 from sglang_ext_gen.models.ming_omni.thinker.chat_template import chat_template
-from sglang_ext_gen.models.ming_omni.thinker.tokenizer import BailingTokenizer
 from sglang_ext_gen.models.ming_omni.thinker_protocol import (
     RESERVED,
     generation_prompt,
@@ -138,6 +137,8 @@ def test_the_generators_prompt_is_the_official_text(ming_golden):
 
 
 def test_the_tokenizer_keeps_text_as_it_is(tmp_path):
+    from sglang_ext_gen.models.ming_omni.thinker.tokenizer import BailingTokenizer
+
     # A snapshot's tokenizer_config.json may say little of how text is cut and joined.
     tiny.write_tiny(tmp_path / "tiny")
     tokenizer = BailingTokenizer.from_pretrained(tmp_path / "tiny")

@@ -15,13 +15,16 @@ from torch import nn
 
 from sglang_ext_gen.checkpoint.layout import TensorSpec, read_json
 from sglang_ext_gen.errors import CheckpointError, ConfigError
-from sglang_ext_gen.models.ming_omni.thinker.layout import (
-    DEFAULT_SCALES,
+from sglang_ext_gen.models.ming_omni.config import DEFAULT_SCALES
+from sglang_ext_gen.models.ming_omni.thinker.checkpoint import (
     check_checkpoint,
     query_scales,
     recognises,
-    thinker_specs,
 )
+from sglang_ext_gen.models.ming_omni.thinker.released_config import (
+    ReleasedThinkerConfig,
+)
+from sglang_ext_gen.models.ming_omni.thinker.tensors import thinker_specs
 from sglang_ext_gen.models.ming_omni.thinker.tiny import write_tiny
 from sglang_ext_gen.models.ming_omni.thinker.weights import (
     Target,
@@ -59,7 +62,8 @@ def test_the_released_sizes_give_the_released_shapes(ming_golden):
         "intermediate_size": 9216,
     }
     del config["llm_config"]["head_dim"]
-    shapes = {spec.name: spec.shape for spec in thinker_specs(config)}
+    released = ReleasedThinkerConfig.from_dict(config, "config.json")
+    shapes = {spec.name: spec.shape for spec in thinker_specs(released, {})}
     assert shapes[f"{LAYER}.attention.query_key_value.weight"] == (5120, 4096)
     assert shapes[f"{LAYER}.attention.q_norm.weight"] == (128,)
     assert shapes[f"{LAYER}.mlp.experts.255.down_proj.weight"] == (4096, 1024)
@@ -215,9 +219,9 @@ def test_query_tokens_are_loaded_strictly(copied):
 
 
 def test_the_config_is_repaired(ming_golden, caplog):
-    from sglang_ext_gen.models.ming_omni.thinker.config import MingThinkerConfig
+    from sglang_ext_gen.models.ming_omni.thinker.config import MingOmniThinkerConfig
 
-    config = MingThinkerConfig.from_pretrained(ming_golden.path)
+    config = MingOmniThinkerConfig.from_pretrained(ming_golden.path)
     llm = config.llm_config
     assert llm.video_start_token == 274
     assert "video_start_token is 273, which is </image>" in caplog.text
@@ -263,7 +267,7 @@ def test_the_config_is_repaired(ming_golden, caplog):
 )
 def test_other_configs_are_refused(copied, section, changes, problem):
     """``None`` stands for a missing key."""
-    from sglang_ext_gen.models.ming_omni.thinker.config import MingThinkerConfig
+    from sglang_ext_gen.models.ming_omni.thinker.config import MingOmniThinkerConfig
 
     config = read_json(copied / "config.json")
     changed = config[section] if section else config
@@ -272,13 +276,15 @@ def test_other_configs_are_refused(copied, section, changes, problem):
         del changed[key]
     (copied / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=problem):
-        MingThinkerConfig.from_pretrained(copied)
+        MingOmniThinkerConfig.from_pretrained(copied)
     assert re.search(problem, check_checkpoint(copied)[0])
 
 
 def test_missing_tokenizer_files_are_named(copied):
-    from sglang_ext_gen.models.ming_omni.thinker.tokenizer import MingTokenizerHolder
+    from sglang_ext_gen.models.ming_omni.thinker.tokenizer import (
+        MingOmniTokenizerHolder,
+    )
 
     (copied / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"no tokenizer.json.*--tokenizer-path"):
-        MingTokenizerHolder.from_pretrained(str(copied))
+        MingOmniTokenizerHolder.from_pretrained(str(copied))

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import Golden
+from lazy import LazyModule
+from sglang_ext_gen.checkpoint.component import StoredComponent, refuse
 from sglang_ext_gen.checkpoint.pickles import (
     checked_pickle,
     convert_pickle,
@@ -19,14 +21,17 @@ from sglang_ext_gen.checkpoint.pickles import (
 )
 from sglang_ext_gen.cli.doctor import examine_model
 from sglang_ext_gen.errors import CheckpointError, ConfigError
-from sglang_ext_gen.models.ming_omni import layout, tiny
-from sglang_ext_gen.models.ming_omni.byt5 import special_tokens
-from sglang_ext_gen.models.ming_omni.layout import MingFiles, check_checkpoint
-from sglang_ext_gen.models.ming_omni.tensors import (
-    glyph_encoder_specs,
-    glyph_mapper_specs,
+from sglang_ext_gen.models.ming_omni.checkpoint import (
+    GLYPH_ENCODER,
+    check_checkpoint,
+    glyph_config,
+    recognises,
 )
+from sglang_ext_gen.models.ming_omni.config import BridgeConfig, TransformerConfig
 from sglang_ext_gen.registry import family_of, find_family
+
+byt5 = LazyModule("sglang_ext_gen.models.ming_omni.byt5")
+tiny = LazyModule("sglang_ext_gen.models.ming_omni.tiny")
 
 PARTS = {
     "connector": "model.safetensors",
@@ -51,10 +56,10 @@ def change_json(file: Path, **values: object) -> None:
 
 def test_golden_checkpoints_are_complete(omni_golden, drawing_golden, ming_golden):
     for golden in (omni_golden, drawing_golden):
-        assert layout.recognises(golden.checkpoint)
+        assert recognises(golden.checkpoint)
         assert check_checkpoint(golden.checkpoint) == []
     # A thinker alone chats; it is not this family's.
-    assert not layout.recognises(ming_golden.path)
+    assert not recognises(ming_golden.path)
 
 
 def test_directory_is_known_by_content(copy, monkeypatch):
@@ -125,6 +130,8 @@ def test_damaged_weights_are_named(part, damage, copy):
         ("mlp/config.json", {"dit_type": "sd3"}, "dit_type is 'sd3'"),
         ("mlp/config.json", {"surprise": 1}, "unknown key 'surprise'"),
         ("mlp/config.json", {"img_gen_scales": []}, "img_gen_scales"),
+        ("connector/config.json", {"hidden_size": 16}, "height of proj_in.weight"),
+        ("vae/config.json", {"block_out_channels": [8, 8]}, "has 2 stages"),
         ("vae/config.json", {"use_quant_conv": True}, "use_quant_conv is True"),
         ("vae/config.json", {"surprise": 1}, "unknown key 'surprise'"),
         ("scheduler/scheduler_config.json", {"surprise": 1}, "'surprise'"),
@@ -144,7 +151,7 @@ def test_damaged_configs_are_named(file, values, message, copy):
     problems = check_checkpoint(copy)
     assert any(message in problem for problem in problems), problems
     with pytest.raises(CheckpointError, match="problem"):
-        layout.refuse_damage(copy)
+        refuse(copy, check_checkpoint(copy))
 
 
 @pytest.mark.parametrize(
@@ -156,10 +163,12 @@ def test_missing_folder_is_named(file, copy):
 
 
 def test_lettering_is_optional(copy):
-    assert layout.glyph_bytes(copy) == 64
+    config = glyph_config(copy)
+    assert config is not None
+    assert config.max_length == 64
     shutil.rmtree(copy / "byt5")
     assert check_checkpoint(copy) == []
-    assert layout.glyph_bytes(copy) is None
+    assert glyph_config(copy) is None
 
 
 def test_older_t5_config_is_read(copy):
@@ -170,7 +179,9 @@ def test_older_t5_config_is_read(copy):
         del content[key]
     file.write_text(json.dumps(content), "utf-8")
     assert check_checkpoint(copy) == []
-    assert MingFiles(copy).glyphs.t5["relative_attention_max_distance"] == 128
+    config = glyph_config(copy)
+    assert config is not None
+    assert config.t5.relative_attention_max_distance == 128
 
 
 def test_missing_pickle_is_named(copy):
@@ -179,37 +190,34 @@ def test_missing_pickle_is_named(copy):
 
 
 def test_vocabulary_has_colors_then_fonts(omni_golden):
-    files = MingFiles(omni_golden.checkpoint)
-    assert special_tokens(files.byt5, files.glyphs) == [
+    config = glyph_config(omni_golden.checkpoint)
+    assert config is not None
+    assert list(config.tokens) == [
         *(f"<color-{index}>" for index in range(4)),
         *("<cn-font-0>", "<cn-font-1>", "<en-font-0>", "<jp-font-0>", "<kr-font-0>"),
         *("<font-0>", "<font-1>"),
     ]
 
 
-def specs_of(files: MingFiles) -> dict[Path, list]:
-    config = files.glyphs
-    vocabulary = config.t5["vocab_size"] + len(special_tokens(files.byt5, config))
-    return {
-        ENCODER: list(glyph_encoder_specs(config, vocabulary)),
-        MAPPER: list(glyph_mapper_specs(config)),
-    }
+PICKLES = {ENCODER: "encoder", MAPPER: "mapper"}
 
 
-@pytest.mark.parametrize("name", [ENCODER, MAPPER], ids=["encoder", "mapper"])
+def pickled(root: Path, name: Path) -> StoredComponent:
+    return GLYPH_ENCODER.at(root).parts[PICKLES[name]]
+
+
+@pytest.mark.parametrize("name", PICKLES, ids=PICKLES.get)
 def test_pickle_holds_what_golden_says(name, omni_golden, drawing_golden):
     golden = drawing_golden
-    specs = specs_of(MingFiles(golden.checkpoint))[name]
-    tensors = checked_pickle(golden.checkpoint / name, specs, "byt5")
+    tensors, _ = checked_pickle(pickled(golden.checkpoint, name))
     stored = load_file(golden.path / "byt5_pt_tensors.safetensors")
     for key, tensor in tensors.items():
         assert torch.equal(tensor, stored[f"{name.stem}::{key}"])
 
 
-@pytest.mark.parametrize("name", [ENCODER, MAPPER], ids=["encoder", "mapper"])
+@pytest.mark.parametrize("name", PICKLES, ids=PICKLES.get)
 def test_converted_pickle_is_equal_and_wins(name, copy):
-    specs = specs_of(MingFiles(copy))[name]
-    target = convert_pickle(copy / name, specs)
+    target = convert_pickle(pickled(copy, name))
     assert target == (copy / name).with_suffix(".safetensors")
     tensors = read_pickle(copy / name)
     for key, tensor in load_file(target).items():
@@ -233,7 +241,7 @@ class Malicious:
         return os.mkdir, (str(self.trace),)
 
 
-@pytest.mark.parametrize("name", [ENCODER, MAPPER], ids=["encoder", "mapper"])
+@pytest.mark.parametrize("name", PICKLES, ids=PICKLES.get)
 @pytest.mark.parametrize("form", ["torch", "plain"])
 def test_malicious_pickle_is_refused_and_runs_nothing(name, form, copy, tmp_path):
     trace = tmp_path / "executed"
@@ -244,11 +252,11 @@ def test_malicious_pickle_is_refused_and_runs_nothing(name, form, copy, tmp_path
         (copy / name).write_bytes(pickle.dumps(Malicious(trace)))
     # Proof that the file bites: the careless way would have run it.
     assert trace.name.encode() in (copy / name).read_bytes()
-    specs = specs_of(MingFiles(copy))[name]
+    part = pickled(copy, name)
     for attempt in (
         lambda: read_pickle(copy / name),
-        lambda: checked_pickle(copy / name, specs, "byt5"),
-        lambda: convert_pickle(copy / name, specs),
+        lambda: checked_pickle(part),
+        lambda: convert_pickle(part),
     ):
         with pytest.raises(CheckpointError, match=r"is refused: it is not a plain"):
             attempt()
@@ -271,9 +279,8 @@ def test_pickle_of_other_tensors_is_refused(damage, copy):
         tensors["state_dict"] = {"a": torch.zeros(1)}  # type: ignore[assignment]
         key = "not a flat dict"
     torch.save(tensors, copy / MAPPER)
-    specs = specs_of(MingFiles(copy))[MAPPER]
     with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
-        checked_pickle(copy / MAPPER, specs, "byt5")
+        checked_pickle(pickled(copy, MAPPER))
 
 
 def test_tiny_checkpoint_is_complete_and_repeatable(tmp_path):
@@ -292,14 +299,14 @@ def test_tiny_checkpoint_is_complete_and_repeatable(tmp_path):
 def test_released_dimensions(tmp_path):
     """Sizes of the release as its ports state them."""
     config = {
-        **json.loads(json.dumps(tiny._transformer(tiny.TINY))),
+        **json.loads(json.dumps(tiny.transformer_config(tiny.TINY))),
         **{"dim": 3840, "n_layers": 30, "n_heads": 30, "n_kv_heads": 30},
         **{"cap_feat_dim": 2560, "axes_dims": [32, 48, 48]},
     }
-    read = layout.TransformerConfig.from_dict(config, "released")
+    read = TransformerConfig.from_dict(config, "released")
     assert (read.head_dim, read.ffn_dim, read.modulation_width) == (128, 10240, 256)
 
 
 def test_defaults_of_the_bridge_are_not_the_release():
     with pytest.raises(ConfigError, match="dit_type is 'sd3'"):
-        layout.BridgeConfig.from_dict({}, "mlp/config.json")
+        BridgeConfig.from_dict({}, "mlp/config.json")

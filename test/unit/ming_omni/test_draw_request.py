@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request fields, the quoted-text rule, sizes and load options of Ming's generator."""
 
+from typing import Any
+
 import pytest
 from PIL import Image
 
 from conftest import Golden
+from lazy import LazyModule
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.media import images
 from sglang_ext_gen.media.images import check_references
@@ -18,6 +21,11 @@ from sglang_ext_gen.models.ming_omni.sizes import (
     unstretched_size,
 )
 from sglang_ext_gen.models.ming_omni.thinker_protocol import generation_prompt
+
+pipeline_config, sampling_params = (
+    LazyModule(f"sglang_ext_gen.models.ming_omni.{name}")
+    for name in ("pipeline_config", "sampling_params")
+)
 
 
 def test_quoted_text_is_the_official_rule(drawing_golden: Golden):
@@ -207,3 +215,22 @@ class TestReferences:
         path.write_bytes(b"no picture any more")
         with pytest.raises(RequestError, match="not a readable picture"):
             check_references([str(path)], 1)
+
+
+def test_defaults_are_the_tables():
+    params = sampling_params.MingOmniSamplingParams()
+    assert (params.num_inference_steps, params.guidance_scale) == (30, 2.0)
+    assert params.width is params.height is params.negative_prompt is None
+    assert (params.seed, params.num_outputs_per_prompt, params.num_frames) == (42, 1, 1)
+    assert pipeline_config.MingOmniPipelineConfig().thinker_timeout_s == 300.0
+    assert pipeline_config.MingOmniPipelineConfig().thinker_url is None
+
+
+def test_what_only_conditions_does_not_keep_requests_apart():
+    conditions: dict[str, Any] = {
+        **{"prompt": "a", "negative_prompt": "b", "byt5_text": "c"},
+        **{"image_path": "d.png", "seed": 1},
+    }
+    params = sampling_params.MingOmniSamplingParams
+    assert params(**conditions).batch_key() == params().batch_key()
+    assert params(width=64, height=96).batch_key() != params().batch_key()

@@ -48,7 +48,7 @@ def test_latents_after_every_step(name, studio, omni_golden):
 
 def test_words_are_refused_where_nothing_letters_them(studio, omni_golden, monkeypatch):
     fields = golden_request(omni_golden, "t2i_text")
-    monkeypatch.setattr(studio.condition, "glyphs", None)
+    monkeypatch.delitem(studio.condition.modules, "glyph_encoder")
     with pytest.raises(RequestError, match="byt5_text: this checkpoint letters no"):
         studio.latents([studio.request(**fields, byt5_text="OPEN")])
     # Words that the prompt quotes are drawn as the model likes.

@@ -269,7 +269,11 @@ class TestStart:
         with pytest.raises(ConfigError, match="is set by the generator"):
             OwnThinker("model", [argument, "1"])
 
-    def test_thinker_that_cannot_start_tells_why(self):
+    def test_thinker_that_cannot_start_tells_why(self, tmp_path, monkeypatch):
+        # A server that ends at once, in SGLang's place.
+        (tmp_path / "sglang").mkdir()
+        (tmp_path / "sglang" / "__init__.py").write_text("exit(2)", "utf-8")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         thinker = OwnThinker("no/such/model", ["--no-such-flag"])
         with pytest.raises(ThinkerError, match="before it was ready"):
             thinker.wait_until_ready()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The golden data sees each known mistake: an independent decoder with and without it.
 
-The same threshold, 2e-4 on hidden states, decides in test/server/test_ming_engine.py
-whether the served model is right.
+The same threshold, 2e-4 on hidden states, decides in
+test/server/ming_omni/test_engine.py whether the served model is right.
 """
 
 import pytest

@@ -4,7 +4,9 @@
 import pytest
 import torch
 
-from sglang_ext_gen.models.qwen_image.dit import mask_padding
+from lazy import LazyModule
+
+dit = LazyModule("sglang_ext_gen.models.qwen_image.dit")
 
 
 def inputs_of(shapes: list[tuple[int, int, int]], length: int, mask=None) -> dict:
@@ -22,7 +24,7 @@ def test_nothing_is_done_where_nothing_is_padded() -> None:
     # Stock masks a padded text itself.
     for shapes in ([(1, 4, 4)], [(1, 4, 4), (1, 2, 3)]):
         inputs = inputs_of(shapes, length=5)
-        assert mask_padding(inputs, rank=1, ranks=2) is inputs
+        assert dit.mask_padding(inputs, rank=1, ranks=2) is inputs
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -31,7 +33,7 @@ def test_every_token_is_seen_once(ranks: int) -> None:
     lengths = [5, 3]
     mask = torch.arange(5) < torch.tensor(lengths)[:, None]
     given = inputs_of(shapes, 5, mask)
-    parts = [mask_padding(given, rank, ranks) for rank in range(ranks)]
+    parts = [dit.mask_padding(given, rank, ranks) for rank in range(ranks)]
     for part in parts:
         text = part["encoder_hidden_states"]
         assert text.shape[1] % ranks == 0
@@ -49,7 +51,7 @@ def test_every_token_is_seen_once(ranks: int) -> None:
 
 def test_a_mask_alone_is_kept() -> None:
     mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
-    parts = [mask_padding(inputs_of([(1, 2, 2)], 4, mask), r, 2) for r in (0, 1)]
+    parts = [dit.mask_padding(inputs_of([(1, 2, 2)], 4, mask), r, 2) for r in (0, 1)]
     masks = [part["attention_kwargs"]["attn_mask"] for part in parts]
     assert masks[0].tolist() == [[True] * 4] * 2
     assert masks[1].tolist() == [[True] * 4, [False, False, True, True]]

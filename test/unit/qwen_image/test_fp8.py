@@ -8,20 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from qwen_image_runtime import decibels, load_pipeline
-from sglang_ext_gen.checkpoint.tiny import (
-    random_tensors,
-    split_into_shards,
-    write_json,
-    write_tensors,
-)
-from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE, transformer_specs
-from sglang_ext_gen.models.qwen_image.tiny import TRANSFORMER
+from sglang_ext_gen.checkpoint.tiny import split_into_shards, write_component
+from sglang_ext_gen.models.qwen_image import checkpoint, tiny
+from sglang_ext_gen.models.qwen_image.config import TransformerConfig
+from sglang_ext_gen.models.qwen_image.tensors import transformer_specs
 
 # The released transformer's config (Qwen/Qwen-Image).
 RELEASED = {
+    "_class_name": "QwenImageTransformer2DModel",
     "attention_head_dim": 128,
     "in_channels": 64,
     "joint_attention_dim": 3584,
@@ -36,13 +33,28 @@ def test_released_weights_shrink_to_055() -> None:
     from sglang_ext_gen.models.qwen_image.fp8_quality import is_quantized_weight
 
     fp8 = bf16 = 0
-    for spec in transformer_specs(RELEASED):
+    for spec in transformer_specs(TransformerConfig.from_dict(RELEASED, "")):
         count = torch.Size(spec.shape).numel()
         bf16 += 2 * count
         is_fp8 = is_quantized_weight(spec.name, spec.shape)
         fp8 += count + 4 * spec.shape[0] if is_fp8 else 2 * count
     assert bf16 == pytest.approx(40.9e9, rel=0.01)
     assert fp8 / bf16 <= 0.55
+
+
+def load_fp8(root: Path) -> torch.nn.Module:
+    """The transformer of a checkpoint with FP8 weights."""
+    from sglang_ext_gen.checkpoint.build import load_component
+    from sglang_ext_gen.models.qwen_image.pipeline_config import (
+        QwenImageExtPipelineConfig,
+    )
+
+    return load_component(
+        checkpoint.TRANSFORMER.at(root),
+        dtype=torch.bfloat16,
+        device="cpu",
+        options=QwenImageExtPipelineConfig(),
+    )
 
 
 def memory_mib(name: str) -> float:
@@ -56,25 +68,19 @@ def memory_mib(name: str) -> float:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads and resets VmHWM")
 def test_loading_peaks_two_shards_above_the_weights(runtime, tmp_path: Path) -> None:
-    from sglang.multimodal_gen.configs.models.dits.qwenimage import QwenImageDitConfig
-
-    from sglang_ext_gen.models.qwen_image.loaders import load_fp8_transformer
-
-    config = {**TRANSFORMER, "num_attention_heads": 16, "num_layers": 8}
-    write_json(tmp_path / "config.json", config)
-    file = tmp_path / WEIGHTS_FILE
-    specs = list(transformer_specs(config))
-    write_tensors(file, random_tensors(specs, seed=0, streams={"x": 1.0}))
+    config = {**tiny.TRANSFORMER, "num_attention_heads": 16, "num_layers": 8}
+    row = checkpoint.TRANSFORMER
+    write_component(tmp_path, row, config, seed=0, streams={"x": 1.0})
+    file = row.at(tmp_path).file
     split_into_shards(file, file.stat().st_size // 4)
-    shards = [shard.stat().st_size / 2**20 for shard in tmp_path.glob("*.safetensors")]
+    files = file.parent.glob("*.safetensors")
+    shards = [shard.stat().st_size / 2**20 for shard in files]
     assert 4 <= len(shards) <= 6
 
     gc.collect()
     before = memory_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest
-    model = load_fp8_transformer(
-        tmp_path, QwenImageDitConfig(), torch.bfloat16, torch.device("cpu")
-    )
+    model = load_fp8(tmp_path)
     peak = memory_mib("VmHWM") - before
     final = sum(parameter.nbytes for parameter in model.parameters()) / 2**20
     assert final <= 0.55 * sum(shards)
@@ -121,23 +127,17 @@ def test_doctor_reports_it(t2i_checkpoint, capsys) -> None:
 
 
 def test_unknown_and_missing_tensors(runtime, tmp_path: Path) -> None:
-    from sglang.multimodal_gen.configs.models.dits.qwenimage import QwenImageDitConfig
-
     from sglang_ext_gen.errors import CheckpointError
-    from sglang_ext_gen.models.qwen_image.loaders import load_fp8_transformer
 
     config = {
         **RELEASED,
         **{"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32},
         **{"joint_attention_dim": 64, "axes_dims_rope": [8, 12, 12]},
     }
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        spec.name: torch.randn(spec.shape, generator=generator).bfloat16()
-        for spec in transformer_specs(config)
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
-    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    row = checkpoint.TRANSFORMER
+    write_component(tmp_path, row, config, seed=0, streams={"x": 1.0})
+    file = row.at(tmp_path).file
+    tensors = load_file(file)
     cases = (
         ({**tensors, "other.weight": torch.ones(2, 2)}, "other.weight"),
         ({k: v for k, v in tensors.items() if k != "img_in.bias"}, "img_in.bias"),
@@ -146,6 +146,4 @@ def test_unknown_and_missing_tensors(runtime, tmp_path: Path) -> None:
     for broken, word in cases:
         save_file(broken, file)
         with pytest.raises(CheckpointError, match=word):
-            load_fp8_transformer(
-                tmp_path, QwenImageDitConfig(), torch.bfloat16, torch.device("cpu")
-            )
+            load_fp8(tmp_path)

@@ -3,26 +3,29 @@
 
 import argparse
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
 from sglang_ext_gen.cli import serve
 from sglang_ext_gen.models.qwen_image.options import LOAD_OPTIONS
-from sglang_ext_gen.models.qwen_image.pipeline_config import (
-    QwenImageEditExtPipelineConfig,
-    QwenImageExtPipelineConfig,
-)
 
-CONFIGS = (QwenImageExtPipelineConfig, QwenImageEditExtPipelineConfig)
+CONFIGS = ("QwenImageExtPipelineConfig", "QwenImageEditExtPipelineConfig")
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest) -> Any:
+    """The class of a pipeline config."""
+    from sglang_ext_gen.models.qwen_image import pipeline_config
+
+    return getattr(pipeline_config, request.param)
+
+
 def test_options_are_fields_of_the_pipeline_config(config) -> None:
     names = {field.name for field in fields(config)}
     assert {option.name for option in LOAD_OPTIONS} <= names
 
 
-@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize(
     ("words", "value"), [([], None), (["--weight-format", "fp8"], "fp8")]
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lazy import LazyModule
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.media import images
 from sglang_ext_gen.models.qwen_image import references, request
@@ -22,6 +23,8 @@ from sglang_ext_gen.models.qwen_image.request import (
     check_request,
     uses_guidance,
 )
+
+sampling_params = LazyModule("sglang_ext_gen.models.qwen_image.sampling_params")
 
 
 def test_fields_in_their_types() -> None:
@@ -139,3 +142,25 @@ def test_reference_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
     with pytest.raises(RequestError, match="bytes"):
         check_references([shutil.copy(good, f"{tmp_path}/third.png")])
+
+
+def test_defaults_are_the_tables() -> None:
+    drawn, edit = (
+        sampling_params.QwenImageExtSamplingParams(),
+        sampling_params.QwenImageEditExtSamplingParams(),
+    )
+    assert (drawn.width, drawn.height, drawn.num_inference_steps) == (1024, 1024, 50)
+    assert (edit.width, edit.height, edit.num_inference_steps) == (None, None, 40)
+    for params in (drawn, edit):
+        assert params.negative_prompt is None
+        assert params.true_cfg_scale is None
+        assert params.guidance_scale == 1.0
+        assert params.output_compression == 75
+
+
+def test_a_warm_up_keeps_the_fewest_steps() -> None:
+    for params in (
+        sampling_params.QwenImageExtSamplingParams,
+        sampling_params.QwenImageEditExtSamplingParams,
+    ):
+        assert params.min_num_inference_steps == 2

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: help, refusals, exit codes, what is handed to SGLang."""
+"""The command line: help, refusals, exit codes, what is passed to SGLang."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from checkpoint_damage import copy_checkpoint, missing_scale
 from sglang_ext_gen.__main__ import COMMANDS, main
-from sglang_ext_gen.cli import doctor, running, serve
+from sglang_ext_gen.cli import doctor, running, serve, upgrade
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.plugin import compat
 from sglang_ext_gen.registry import FAMILIES
@@ -246,7 +248,7 @@ def test_misspelt_variable_is_an_error(model, monkeypatch, capsys):
     assert "SGLANG_EXT_GEN_DISABEL" in capsys.readouterr().err
 
 
-# --- what is handed over ----------------------------------------------------
+# --- what is passed on ------------------------------------------------------
 
 
 def test_serve_speaks_sglangs_words(model):
@@ -368,14 +370,34 @@ def test_doctor_names_what_a_process_lacks(monkeypatch, capsys):
     assert "a:b does not exist" in text
 
 
-@pytest.mark.slow
-def test_doctor_proves_the_registration(capsys):
-    assert exit_code("doctor", "--json") == 0
-    process = json.loads(capsys.readouterr().out)["process"]
-    assert process["families"] == {family.name: True for family in FAMILIES}
-    # Hooks of the language model runtime are applied in its own processes.
-    assert process["hooks"] == {
-        hook.target: True
-        for hook in doctor.hooks.HOOKS
-        if hook.runtime in ("diffusion", "cli")
+def test_upgrade_says_of_each_step_what_to_do(monkeypatch, capsys):
+    process = {
+        "families": {"lance": False},
+        "hooks": {},
+        "compat": ["a:b does not exist"],
+        "cpu_kernels": {"fused_norm": True},
+        "device": {"type": "cpu"},
     }
+    monkeypatch.setattr(doctor, "_fresh_process", lambda: process)
+    monkeypatch.setattr(compat, "installed_sglang", lambda: "9.9")
+    assert exit_code("doctor", "--upgrade") == 1
+    text = capsys.readouterr().out.partition("UPGRADING.md")[2]
+    states = dict(re.findall(r"^  [ \d]\d  (.+?)  +(ok|look here|failed)$", text, re.M))
+    failed = ["Release", "Registration", "Couplings"]
+    assert [title for title, state in states.items() if state == "failed"] == failed
+    assert "ok" not in states.values()
+    for line in ("found 9.9", "lance is missing", "a:b does not", "has fused_norm now"):
+        assert line in text
+    for hook in doctor.hooks.HOOKS:
+        assert hook.remove_when in text
+    monkeypatch.setattr(doctor, "_fresh_process", lambda: {"error": "it crashed"})
+    assert exit_code("doctor", "--upgrade") == 1
+    assert "it crashed" in capsys.readouterr().out.partition("UPGRADING.md")[2]
+    assert exit_code("doctor", "--upgrade", "--no-process") == 2
+
+
+def test_the_page_on_upgrades_has_the_steps_of_the_command():
+    page = (Path(__file__).parents[3] / "UPGRADING.md").read_text("utf-8")
+    headings = re.findall(r"^## (\d+)\. (.+)$", page, re.M)
+    titles = [step.title for step in upgrade.steps({})]
+    assert headings == [(str(n), title) for n, title in enumerate(titles, 1)]

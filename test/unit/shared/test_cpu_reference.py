@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lazy import LazyModule
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.platforms import cpu_reference
+
+cpu_reference = LazyModule("sglang_ext_gen.platforms.cpu_reference")
 
 
 @pytest.fixture(autouse=True)

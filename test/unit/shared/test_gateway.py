@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One port for two servers: the real process, with small servers behind it."""
+"""The gateway: the real process, with small servers behind it."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from sglang_ext_gen.process.child_server import free_port
 LIMIT = 60.0
 CHAT, EDITS = "/v1/chat/completions", "/v1/images/edits"
 
-# The real process but for the commands of its parts: SGLang takes a minute to start.
+# The real process but for its upstreams' commands: SGLang takes a minute to start.
 PROGRAM = """
 import sys
 from sglang_ext_gen.registry import find_family
@@ -40,7 +40,7 @@ family = find_family("lance")
 if url_option:
     import dataclasses
     family = dataclasses.replace(family, thinker_url_option=url_option)
-launch.run(launch.OnePortOptions(family, ".", "my model", port=int(port)))
+launch.run(launch.GatewayOptions(family, ".", "my model", port=int(port)))
 """
 SCRIPT = str(Path(__file__).parents[2] / "small_server.py")
 
@@ -127,12 +127,12 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         ("DELETE", "/v1/videos/video_1", "generator"),
     ],
 )
-def test_a_request_reaches_its_part_as_it_is(server, method, target, title):
+def test_a_request_reaches_its_upstream_as_it_is(server, method, target, title):
     headers = {"authorization": "Bearer x", "connection": "close"}
     content: dict[str, Any] = {"json": {"do": "echo"}} if method == "POST" else {}
     reply = httpx.request(method, server + target, headers=headers, **content)
     seen = reply.json()
-    assert (seen["title"], reply.headers["x-part"]) == (title, title)
+    assert (seen["title"], reply.headers["x-upstream"]) == (title, title)
     assert seen["method"] == method
     assert seen["target"] + bool(seen["query"]) * "?" + seen["query"] == target
     assert seen["headers"]["authorization"] == "Bearer x"
@@ -165,12 +165,12 @@ def test_models_are_one_model(server):
         client.models.retrieve("yours")
 
 
-def test_health_names_both_parts(server):
+def test_health_names_both_upstreams(server):
     for path in ("/health", "/health_generate"):
         reply = httpx.get(server + path)
         assert reply.status_code == 200
-        parts = {"thinker": "is ready", "generator": "is ready"}
-        assert reply.json() == {"status": "ok", "parts": parts}
+        states = {"thinker": "is ready", "generator": "is ready"}
+        assert reply.json() == {"status": "ok", "parts": states}
 
 
 def test_a_stream_is_passed_on_as_it_comes(server):
@@ -219,11 +219,11 @@ def test_a_body_that_is_too_large_is_refused(server):
 
 def test_a_client_that_leaves_ends_the_work(server):
     def left() -> int:
-        # Both parts were asked; the front shows only its own state, so ask the part.
-        return httpx.get(f"{part}/health").json()["left"]
+        # The gateway shows only its own state, so the upstream is asked.
+        return httpx.get(f"{upstream}/health").json()["left"]
 
     host = ask(server, CHAT, do="echo").json()["headers"]["host"]
-    part = f"http://{host}"
+    upstream = f"http://{host}"
     before = left()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(server + CHAT, json={"do": "wait"}, timeout=0.5)
@@ -231,17 +231,17 @@ def test_a_client_that_leaves_ends_the_work(server):
     assert ask(server, CHAT, do="echo").status_code == 200
 
 
-# Faults: the parts die and come back; each test leaves a healthy server.
+# Faults: the upstreams die and come back; each test leaves a healthy server.
 
 
-def test_a_part_that_dies_is_named_and_comes_back(server):
+def test_an_upstream_that_dies_is_named_and_comes_back(server):
     reply = ask(server, CHAT, do="die")
     assert reply.status_code == 503
     error = error_of(reply)
     assert error["code"] == "thinker_unavailable"
     assert "the thinker of this server exited with code 5" in error["message"]
     assert reply.headers["retry-after"]
-    # The other part goes on.
+    # The other one goes on.
     assert ask(server, EDITS, do="echo").status_code == 200
     wait_for(lambda: is_healthy(server))
     assert ask(server, CHAT, do="echo").status_code == 200
@@ -262,7 +262,7 @@ def test_a_stream_that_breaks_ends_with_an_error(server):
     wait_for(lambda: is_healthy(server))
 
 
-def test_a_part_that_says_it_is_unwell_is_restarted(server):
+def test_an_upstream_that_says_it_is_unwell_is_restarted(server):
     first = ask(server, EDITS, do="get sick").json()["pid"]
     reply = wait_for(lambda: is_503(httpx.get(f"{server}/health")))
     assert "says that it is unwell: worker exited" in reply.json()["parts"]["generator"]
@@ -275,7 +275,7 @@ def is_503(reply: httpx.Response) -> httpx.Response | None:
     return reply if reply.status_code == 503 else None
 
 
-def test_a_part_that_dies_again_and_again_is_given_up(tmp_path):
+def test_an_upstream_that_dies_again_and_again_is_given_up(tmp_path):
     with one_port(tmp_path) as (_, url):
         wait_for(lambda: is_healthy(url))
 
@@ -298,7 +298,7 @@ def test_who_needs_the_thinker_says_so(tmp_path):
         assert error_of(reply)["code"] == "thinker_unavailable"
 
 
-def test_a_part_that_cannot_start_ends_the_server_with_its_reason(tmp_path):
+def test_an_upstream_that_cannot_start_ends_the_server_with_its_reason(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('no such checkpoint')")
     with one_port(tmp_path, generator=str(broken)) as (process, _):
@@ -330,7 +330,7 @@ def test_nothing_is_left_behind(tmp_path, number):
         assert not psutil.wait_procs(tree, timeout=LIMIT)[1]
 
 
-def test_requests_are_answered_while_the_parts_start(tmp_path):
+def test_requests_are_answered_while_the_upstreams_start(tmp_path):
     slow = tmp_path / "slow.py"
     slow.write_text(
         f"import time, runpy; time.sleep(3); runpy.run_path({SCRIPT!r}, "

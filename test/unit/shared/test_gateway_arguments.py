@@ -10,7 +10,7 @@ from sglang_ext_gen.cli import serve
 from sglang_ext_gen.errors import ConfigError, RequestError
 from sglang_ext_gen.gateway import arguments
 from sglang_ext_gen.gateway.launch import (
-    OnePortOptions,
+    GatewayOptions,
     generator_command,
     thinker_command,
 )
@@ -30,7 +30,7 @@ def lance(golden_dir: Callable[[str], Path]) -> str:
     return str(golden_dir("lance") / "checkpoint")
 
 
-def options(*argv: str) -> OnePortOptions:
+def options(*argv: str) -> GatewayOptions:
     return arguments.parse(find_family("lance"), "DIR", list(argv))
 
 
@@ -85,7 +85,7 @@ def test_only_one_backend_says_that_it_is_its_own(lance, ideogram4_golden, tmp_p
     assert detect(nothing) is ServeBackendDetection.UNKNOWN
 
 
-def test_flags_of_a_part_and_of_the_family_reach_their_server():
+def test_flags_of_an_upstream_and_of_the_family_reach_their_server():
     given = options(
         *("--port", "8000", "--served-model-name", "lance", "--precision", "float32"),
         *("--thinker-tp", "2", "--thinker-devices", "0,1"),
@@ -123,14 +123,14 @@ def test_a_generator_that_needs_the_thinker_is_told_where_it_is():
     assert words[-2:] == ["--thinker-timeout-s", "60.0"]
 
 
-def test_without_flags_the_parts_get_none():
+def test_without_flags_the_upstreams_get_none():
     given = options()
     assert given.served_model_name == "DIR"
     assert (given.thinker.arguments, given.thinker.devices) == ((), None)
     assert options("--thinker-devices", "3,4").thinker.arguments == ("--tp-size", "2")
 
 
-def test_parts_that_run_elsewhere():
+def test_upstreams_that_run_elsewhere():
     given = options("--thinker-url", "http://10.0.0.7:30000/", "--generator-devices=0")
     assert given.thinker.url == "http://10.0.0.7:30000"
     assert given.generator.url is None
@@ -179,7 +179,7 @@ def test_our_command_chooses_as_sglangs(lance, monkeypatch, capsys):
         serve.main(["ideogram-ai/ideogram-4-fp8", "--model-type", "one-port"])
 
 
-def test_one_part_can_be_forced(lance):
+def test_one_of_the_servers_can_be_forced(lance):
     llm = ["--model-type", "llm", "--dtype", "float32"]
     assert serve.sglang_arguments(lance, llm) == ["--model-path", lance, *llm]
     words = serve.sglang_arguments(lance, ["--model-type=diffusion", "--tasks", "t2i"])
@@ -189,7 +189,7 @@ def test_one_part_can_be_forced(lance):
     ]
 
 
-def test_the_backend_hands_all_words_on():
+def test_the_backend_forwards_all_words():
     from sglang_ext_gen.gateway import backend
 
     argv = ("--model-path", "DIR", "--port", "1", "--model=DIR", "--thinker-args=--a b")

@@ -7,41 +7,50 @@ from typing import Any
 
 import pytest
 import torch
-from sglang.multimodal_gen import registry as stock_registry
-from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import DiffGenerator
-from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import OutputBatch
-from sglang.multimodal_gen.runtime.server_args import ServerArgs
 
+from lazy import LazyModule
 from sglang_ext_gen.errors import GenerationError, RequestError
-from sglang_ext_gen.models.ideogram4.pipeline_config import Ideogram4FP8PipelineConfig
-from sglang_ext_gen.plugin import generate as plugin_generate
 from sglang_ext_gen.plugin import resolution
 
+plugin_generate = LazyModule("sglang_ext_gen.plugin.generate")
+
 SIZE = {"width": 256, "height": 256}
-
-
-class Generator(DiffGenerator):
-    """Answers as a worker would: one grey picture per request, darker by number."""
-
-    def __init__(self, server_args: ServerArgs) -> None:
-        super().__init__(server_args)
-        self.received: list[Any] = []
-        self.error: str | None = None
-        self.lost = 0
-
-    def _send_to_scheduler_and_wait_for_response(self, batch: list[Any]) -> OutputBatch:
-        self.received.append(batch)
-        if self.error is not None:
-            return OutputBatch(error=self.error)
-        count = len(batch) - self.lost
-        pictures = [torch.full((3, 256, 256), 1 / (n + 1)) for n in range(count)]
-        paths = [request.output_file_path(1, 0) for request in batch[:count]]
-        return OutputBatch(output=pictures, output_file_paths=paths)
 
 
 @pytest.fixture
 def generator(ideogram4_golden, monkeypatch):
     """With our classes, without changing SGLang for other tests of this process."""
+    from sglang.multimodal_gen import registry as stock_registry
+    from sglang.multimodal_gen.runtime.entrypoints.diffusion_generator import (
+        DiffGenerator,
+    )
+    from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import OutputBatch
+    from sglang.multimodal_gen.runtime.server_args import ServerArgs
+
+    from sglang_ext_gen.models.ideogram4.pipeline_config import (
+        Ideogram4FP8PipelineConfig,
+    )
+
+    class Generator(DiffGenerator):
+        """Answers as a worker would: one grey picture per request, darker by number."""
+
+        def __init__(self, server_args: ServerArgs) -> None:
+            super().__init__(server_args)
+            self.received: list[Any] = []
+            self.error: str | None = None
+            self.lost = 0
+
+        def _send_to_scheduler_and_wait_for_response(
+            self, batch: list[Any]
+        ) -> OutputBatch:
+            self.received.append(batch)
+            if self.error is not None:
+                return OutputBatch(error=self.error)
+            count = len(batch) - self.lost
+            pictures = [torch.full((3, 256, 256), 1 / (n + 1)) for n in range(count)]
+            paths = [request.output_file_path(1, 0) for request in batch[:count]]
+            return OutputBatch(output=pictures, output_file_paths=paths)
+
     stock = stock_registry.get_model_info
     monkeypatch.setattr(
         stock_registry,
@@ -58,7 +67,7 @@ def generator(ideogram4_golden, monkeypatch):
     return Generator(server_args)
 
 
-def generate(generator: DiffGenerator, **fields: Any) -> Any:
+def generate(generator: Any, **fields: Any) -> Any:
     def original(*_: Any) -> None:
         raise AssertionError("stock was asked")
 

@@ -17,7 +17,7 @@ from sglang_ext_gen.media import limits
 
 
 class Sender:
-    """An ASGI ``receive`` that hands out prepared messages, then stalls."""
+    """An ASGI ``receive`` that gives prepared messages, then stalls."""
 
     def __init__(self, *messages: Message) -> None:
         self.messages = list(messages)
@@ -30,6 +30,9 @@ class Sender:
 
 def part(body: bytes, more: bool = False) -> Message:
     return {"type": "http.request", "body": body, "more_body": more}
+
+
+JSON = Headers({"content-type": "application/json"})
 
 
 def read(receive: Sender, limit: int = 8, **headers: str) -> bytes:
@@ -110,14 +113,14 @@ def test_other_content_types_are_refused(headers: dict[str, str], named: str):
 )
 def test_bodies_that_are_no_json_object(body: bytes, reason: str):
     with pytest.raises(Refusal, match=reason) as caught:
-        bodies.parse_json_object(body)
+        bodies.read_json_object(JSON, body)
     assert caught.value.status == 400
     assert caught.value.code == "invalid_json"
 
 
 def test_a_name_given_twice_is_named():
     with pytest.raises(RequestError, match="n: given twice"):
-        bodies.parse_json_object(b'{"n": 1, "prompt": "a", "n": 2}')
+        bodies.read_json_object(JSON, b'{"n": 1, "prompt": "a", "n": 2}')
 
 
 def test_wrappers_are_lifted_and_null_is_unset():

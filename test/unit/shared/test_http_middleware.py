@@ -86,14 +86,16 @@ def stock_like_app() -> FastAPI:
 
 
 class StubServerArgs:
-    """What the door reads of server arguments; the config's class is a stand-in."""
+    """What is read of server arguments; the config's class is a stand-in."""
 
     model_path = "/models/ideogram"
     served_model_name = "my-ideogram"
     pipeline_config: object
 
     def __init__(self, family: str) -> None:
-        module, _, name = find_family(family).pipeline_config.partition(":")
+        row = find_family(family)
+        file, _, name = row.pipeline_config.partition(":")
+        module = f"{row.package}.{file}"
         self.pipeline_config = type(name, (), {"__module__": module})()
 
 

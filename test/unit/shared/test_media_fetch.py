@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a client's URL may reach, against real sockets on this machine."""
 
+import inspect
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 from sglang_ext_gen import envs
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.media import limits
-from sglang_ext_gen.media.fetch import FetchLimits, fetch, is_public
+from sglang_ext_gen.media.fetch import fetch, is_public
 
 BODY = b"media" * 1000
 
@@ -139,14 +140,13 @@ class TestAllowedHost:
 
     @pytest.mark.parametrize("path", ["", "stream"])
     def test_large_bodies_are_cut_off(self, server, path):
-        limits = FetchLimits(max_bytes=len(BODY) - 1)
         with pytest.raises(RequestError, match="more than 4999 bytes"):
-            fetch(f"{server}/{path}", "image", limits)
+            fetch(f"{server}/{path}", "image", max_bytes=len(BODY) - 1)
 
     def test_slow_bodies_are_cut_off(self, server):
         start = time.monotonic()
         with pytest.raises(RequestError, match="TimeoutError"):
-            fetch(f"{server}/slow", "image", FetchLimits(seconds=0.5))
+            fetch(f"{server}/slow", "image", seconds=0.5)
         assert time.monotonic() - start < 5
 
     def test_a_closed_port_is_an_error(self):
@@ -176,4 +176,6 @@ def test_malformed_urls_are_refused(url, message):
 
 
 def test_limits_are_those_of_the_house():
-    assert FetchLimits().max_bytes == limits.MAX_MEDIA_BYTES
+    bounds = inspect.signature(fetch).parameters
+    assert bounds["max_bytes"].default == limits.MAX_MEDIA_BYTES
+    assert bounds["seconds"].default == limits.FETCH_SECONDS

@@ -54,7 +54,7 @@ TEST_DEPENDENCIES = {
     distribution(text) for text in PROJECT["optional-dependencies"]["test"]
 }
 MAKE_TARGETS = set(
-    re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.M)
+    re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.M)
 )
 
 

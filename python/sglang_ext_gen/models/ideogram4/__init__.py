@@ -14,12 +14,13 @@ Data flow, in the order of the files:
     dit.py              latents, features, time -> velocity       [B, I, C]
     stages.py           text encoding, denoising, decoding stages
     latent_statistics.py  the VAE's latents are normalised by these numbers
-    loaders.py pipeline.py  components and stage order
+    pipeline.py         components and stage order
     pipeline_config.py options.py  how it is loaded
     caption.py          JSON captions, the prompts that the model was trained on
 
-and on the side of the checkpoint: config.py (architecture), tensors.py and layout.py
-(what is on disk), weights.py (where it goes), tiny.py (write a small one).
+and on the side of the checkpoint: config.py (architecture), tensors.py (what is on
+disk), weights.py (where it goes), checkpoint.py (both as one table, and its check),
+build.py (modules to fill), tiny.py (write a small one).
 
 Shape legend: B batch, T text tokens, I image tokens, S = T + I packed tokens,
 D hidden size, H heads, d head dim, C latent channels per token (128), gh / gw
@@ -35,8 +36,6 @@ FAMILY = ModelFamily(
     pipeline="pipeline:Ideogram4FP8Pipeline",
     pipeline_config="pipeline_config:Ideogram4FP8PipelineConfig",
     sampling_params="sampling_params:Ideogram4FP8SamplingParams",
-    check_checkpoint="layout:check_checkpoint",
-    recognises="layout:recognises",
     hf_model_paths=("ideogram-ai/ideogram-4-fp8",),
     http_routes=("/v1/images/generations",),
 )

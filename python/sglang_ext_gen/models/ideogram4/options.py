@@ -14,11 +14,13 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "FP8 weights: kept and dequantised inside each GEMM (resident, the default), "
         "dequantised once (expanded), or FP8 activations too (w8a8, CUDA only).",
         choices=("resident", "expanded", "w8a8"),
+        default="resident",
     ),
     RequestField(
         "load_unconditional",
         "bool",
         "Leave the unconditional transformer on disk: half the memory, guidance 1 "
         "only.",
+        default=True,
     ),
 )

@@ -2,14 +2,14 @@
 """What a user may ask of Ideogram 4: fields, presets, checks.
 
 Source: the vendor's presets and documented size range; limits of the reference
-pipeline. Imports neither torch nor SGLang, so that ``--help`` and the HTTP door
-can use it.
+pipeline. Imports neither torch nor SGLang, so that ``--help`` and the HTTP server's
+middleware can use it.
 
 Guidance schedules are in execution order here (the vendor's tuples are indexed
 the other way round): the first value belongs to the first, noisiest step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,15 @@ PRESETS: dict[str, Preset] = {
 
 
 def _size(name: str, help: str) -> RequestField:
-    return RequestField(name, "int", help, minimum=256, maximum=2048, multiple_of=16)
+    return RequestField(
+        name,
+        "int",
+        help,
+        minimum=256,
+        maximum=2048,
+        multiple_of=16,
+        default=DEFAULT_SIZE,
+    )
 
 
 REQUEST_FIELDS: tuple[RequestField, ...] = (
@@ -78,6 +86,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "strs",
         "What to draw: a JSON caption (best) or plain text.",
         max_length=65_536,
+        batched_apart=False,
     ),
     _size("width", "Picture width in pixels."),
     _size("height", "Picture height in pixels."),
@@ -122,7 +131,10 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "std", "float", "Spread of the noise schedule.", minimum=0.01, maximum=10
     ),
     RequestField(
-        "negative_prompt", "str", "Refused: this model has no negative prompt."
+        "negative_prompt",
+        "str",
+        "Refused: this model has no negative prompt.",
+        batched_apart=False,
     ),
 )
 
@@ -153,62 +165,52 @@ class DenoisingPlan:
 
 
 def plan_denoising(
-    preset: str = DEFAULT_PRESET,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    guidance_schedule: Sequence[float] | None = None,
-    mu: float | None = None,
-    std: float | None = None,
+    values: Mapping[str, Any], *, has_unconditional: bool = True
 ) -> DenoisingPlan:
-    """Fill what the request leaves open from its preset.
+    """Fill what a request leaves open from its preset.
+
+    Args:
+        values: Checked fields; None means not given.
+        has_unconditional: Whether the server holds the unconditional transformer;
+            without it the default preset is guidance-free.
 
     Raises:
-        RequestError: Unknown preset, both kinds of guidance, or a schedule of
-            another length than the number of steps.
+        RequestError: Both kinds of guidance; a schedule of another length than the
+            number of steps; or guidance without the unconditional transformer.
     """
-    if preset not in PRESETS:
-        raise RequestError(
-            "preset", f"{preset!r} given, expected one of {', '.join(PRESETS)}"
-        )
-    defaults = PRESETS[preset]
-    steps = num_inference_steps or defaults.num_inference_steps
-    if guidance_schedule is not None:
-        if guidance_scale is not None:
+    given = {name: value for name, value in values.items() if value is not None}
+    default = DEFAULT_PRESET if has_unconditional else GUIDANCE_FREE_PRESET
+    preset = PRESETS[given.get("preset", default)]
+    chosen = {**vars(preset), **given}
+    steps = chosen["num_inference_steps"]
+    guidance = preset.guidance_schedule(steps)
+    if "guidance_scale" in given:
+        guidance = (given["guidance_scale"],) * steps
+    if "guidance_schedule" in given:
+        if "guidance_scale" in given:
             raise RequestError(
                 "guidance_schedule", "given together with guidance_scale; choose one"
             )
-        if len(guidance_schedule) != steps:
+        guidance = tuple(given["guidance_schedule"])
+        if len(guidance) != steps:
             raise RequestError(
                 "guidance_schedule",
-                f"{len(guidance_schedule)} values given, expected one for each of "
+                f"{len(guidance)} values given, expected one for each of "
                 f"the {steps} steps (num_inference_steps)",
             )
-        guidance = tuple(guidance_schedule)
-    elif guidance_scale is not None:
-        guidance = (guidance_scale,) * steps
-    else:
-        guidance = defaults.guidance_schedule(steps)
-    return DenoisingPlan(
-        guidance=guidance,
-        mu=defaults.mu if mu is None else mu,
-        std=defaults.std if std is None else std,
-    )
+    plan = DenoisingPlan(guidance, chosen["mu"], chosen["std"])
+    if plan.needs_unconditional and not has_unconditional:
+        raise RequestError(
+            "guidance_scale",
+            f"guidance {max(plan.guidance):g} needs the unconditional "
+            "transformer, which was left unloaded (--no-unconditional); "
+            f"use guidance 1 or preset {GUIDANCE_FREE_PRESET}",
+        )
+    return plan
 
 
 def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the fields of a request, each alone and all together.
-
-    Args:
-        values: Fields that the user gave; ``None`` means not given. Names that
-            are not in ``REQUEST_FIELDS`` are not looked at.
-
-    Returns:
-        The given fields in their own types.
-
-    Raises:
-        RequestError: Names the first field that cannot be used, its value and
-            what is allowed.
-    """
+    """Check the fields of a request, alone and together; see ``ModelFamily``."""
     checked = check_given(REQUEST_FIELDS, values)
     check_prompt(checked.get("prompt"))
     if checked.get("negative_prompt", "").strip():
@@ -224,15 +226,5 @@ def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
             "width",
             f"{width}x{height} is beyond the aspect ratio of {MAX_ASPECT_RATIO}:1",
         )
-    plan_denoising(**{name: checked[name] for name in _PLAN if name in checked})
+    plan_denoising(checked)
     return checked
-
-
-_PLAN = (
-    "preset",
-    "num_inference_steps",
-    "guidance_scale",
-    "guidance_schedule",
-    "mu",
-    "std",
-)

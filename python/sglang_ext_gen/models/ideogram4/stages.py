@@ -16,6 +16,7 @@ denoised as one batch wherever size and plan agree.
 
 from collections.abc import Hashable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
@@ -35,10 +36,9 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
     OutputBatch,
     Req,
 )
-from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.precision import precision_to_dtype
-from torch import Tensor, nn
+from torch import Tensor
 
 from sglang_ext_gen.diffusion.denoising import (
     BatchedDenoisingStage,
@@ -46,7 +46,9 @@ from sglang_ext_gen.diffusion.denoising import (
     scatter,
     step_timer,
 )
-from sglang_ext_gen.models.ideogram4.dit import Ideogram4Transformer, PackedSequence
+from sglang_ext_gen.diffusion.stage import FamilyStage, output_batch
+from sglang_ext_gen.models.ideogram4.checkpoint import TRANSFORMER, UNCONDITIONAL
+from sglang_ext_gen.models.ideogram4.dit import PackedSequence
 from sglang_ext_gen.models.ideogram4.latent_statistics import (
     LATENT_SCALE,
     LATENT_SHIFT,
@@ -60,7 +62,7 @@ from sglang_ext_gen.models.ideogram4.packing import (
 from sglang_ext_gen.models.ideogram4.pipeline_config import (
     Ideogram4FP8PipelineConfig,
 )
-from sglang_ext_gen.models.ideogram4.request import DenoisingPlan
+from sglang_ext_gen.models.ideogram4.request import DenoisingPlan, plan_denoising
 from sglang_ext_gen.models.ideogram4.schedule import (
     blend_guidance,
     euler_step,
@@ -86,21 +88,14 @@ def draw_noise(seed: int, height: int, width: int, channels: int) -> Tensor:
     )
 
 
-class Ideogram4TextEncodingStage(PipelineStage):
+class Ideogram4TextEncodingStage(FamilyStage):
     """Prompt -> features. Equal prompts of a group are encoded once."""
 
     deduplicated_output_fields = ("prompt_embeds",)
 
-    def __init__(self, text_encoder: Ideogram4TextEncoder, tokenizer: object) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
+    def __init__(self, text_encoder: Ideogram4TextEncoder, tokenizer: Any) -> None:
+        super().__init__({"text_encoder": text_encoder})
         self.tokenizer = tokenizer
-
-    def component_uses(
-        self, server_args: ServerArgs, stage_name: str | None = None
-    ) -> list[ComponentUse]:
-        """The text encoder, for SGLang's placement of components."""
-        return [ComponentUse(self._component_stage_name(stage_name), "text_encoder")]
 
     def build_dedup_fingerprint(self, batch: Req, server_args: ServerArgs) -> Hashable:
         """The prompt is all that the features depend on."""
@@ -111,9 +106,7 @@ class Ideogram4TextEncodingStage(PipelineStage):
         """Set ``batch.prompt_embeds`` to one [T, F] float32 tensor."""
         check_prompt_length(self.tokenizer, batch.prompt)
         token_ids = tokenize_prompt(self.tokenizer, batch.prompt)
-        with self.use_declared_component(
-            component_name="text_encoder", module=self.text_encoder
-        ) as text_encoder:
+        with self.use("text_encoder") as text_encoder:
             device = get_local_torch_device()
             features = text_encoder(torch.tensor(token_ids, device=device))
         batch.prompt_embeds = [features]
@@ -123,42 +116,9 @@ class Ideogram4TextEncodingStage(PipelineStage):
 class Ideogram4DenoisingStage(BatchedDenoisingStage):
     """Noise -> latents by Euler steps with asymmetric guidance.
 
-    Args:
-        transformer: Velocity of [text][image]; None on a CFG-parallel rank that
-            runs the other branch.
-        unconditional_transformer: Velocity of [image]; None where it is not
-            loaded.
+    Of the two transformers one sees [text][image], the unconditional one [image]. A
+    CFG-parallel rank has one of them; the second one may be left unloaded.
     """
-
-    def __init__(
-        self,
-        transformer: Ideogram4Transformer | None,
-        unconditional_transformer: Ideogram4Transformer | None,
-    ) -> None:
-        super().__init__()
-        self.transformer = transformer
-        self.unconditional_transformer = unconditional_transformer
-
-    def component_uses(
-        self, server_args: ServerArgs, stage_name: str | None = None
-    ) -> list[ComponentUse]:
-        """The transformers that this rank holds."""
-        name = self._component_stage_name(stage_name)
-        return [
-            ComponentUse(name, component, phase=component, memory_intensive=True)
-            for component, module in self._branches().items()
-            if module is not None
-        ]
-
-    def _branches(self) -> dict[str, Ideogram4Transformer | None]:
-        return {
-            "transformer": self.transformer,
-            "unconditional_transformer": self.unconditional_transformer,
-        }
-
-    def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
-        """Size and plan."""
-        return batch.height, batch.width, _plan_of(batch, server_args)
 
     @torch.no_grad()
     def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
@@ -191,9 +151,7 @@ class Ideogram4DenoisingStage(BatchedDenoisingStage):
 
     def _draw_latents(self, batches: list[Req]) -> Tensor:
         """Noise of every picture, one row each: [B, I, C] float32 on the CPU."""
-        any_branch = self.transformer or self.unconditional_transformer
-        assert any_branch is not None, "a denoising rank holds a transformer"
-        channels = any_branch.config.in_channels
+        channels = next(iter(self.modules.values())).config.in_channels
         return torch.cat(
             [
                 draw_noise(seed, batch.height, batch.width, channels)
@@ -214,19 +172,19 @@ class Ideogram4DenoisingStage(BatchedDenoisingStage):
         image = image_position_ids(batches[0].height, batches[0].width, device)
         image = image.expand(len(features), -1, -1)
         packed: dict[str, tuple[PackedSequence, Tensor | None]] = {}
-        if self.transformer is not None:
+        if TRANSFORMER.name in self.modules:
             text = pack_text(features)
             mask = None
             if text.has_padding:
                 image_mask = text.mask.new_ones(image.shape[:2])
                 mask = torch.cat([text.mask, image_mask], dim=1)
             position_ids = torch.cat([text.position_ids, image], dim=1)
-            with self._use_branch("transformer") as transformer:
+            with self.use(TRANSFORMER.name) as transformer:
                 sequence = transformer.pack(position_ids, mask)
-                packed["transformer"] = (sequence, transformer.project_text(text))
-        if self.unconditional_transformer is not None and plan.needs_unconditional:
-            sequence = self.unconditional_transformer.pack(image, None)
-            packed["unconditional_transformer"] = (sequence, None)
+                packed[TRANSFORMER.name] = (sequence, transformer.project_text(text))
+        if UNCONDITIONAL.name in self.modules and plan.needs_unconditional:
+            sequence = self.modules[UNCONDITIONAL.name].pack(image, None)
+            packed[UNCONDITIONAL.name] = (sequence, None)
         return packed
 
     def _predict(
@@ -241,59 +199,47 @@ class Ideogram4DenoisingStage(BatchedDenoisingStage):
 
         def run(name: str) -> Tensor:
             sequence, text_rows = branches[name]
-            with self._use_branch(name) as transformer:
+            with self.use(name) as transformer:
                 return transformer(latents, time_, sequence, text_rows)
 
         if server_args.enable_cfg_parallel:
             return self._predict_on_two_ranks(run, latents, guidance)
-        conditional = run("transformer")
+        conditional = run(TRANSFORMER.name)
         if guidance == 1.0:
             return conditional
-        return blend_guidance(conditional, run("unconditional_transformer"), guidance)
+        return blend_guidance(conditional, run(UNCONDITIONAL.name), guidance)
 
     def _predict_on_two_ranks(self, run, latents: Tensor, guidance: float) -> Tensor:
         """One branch a CFG-parallel rank; both ranks get the same velocity."""
         is_conditional_rank = get_classifier_free_guidance_rank() == 0
         if guidance == 1.0:
-            own = run("transformer") if is_conditional_rank else latents.clone()
+            own = run(TRANSFORMER.name) if is_conditional_rank else latents.clone()
             return get_cfg_group().broadcast(own, src=0)
-        own = run("transformer" if is_conditional_rank else "unconditional_transformer")
+        own = run((TRANSFORMER if is_conditional_rank else UNCONDITIONAL).name)
         conditional, unconditional = cfg_model_parallel_all_gather(
             own, dim=0, separate_tensors=True
         )
         return blend_guidance(conditional, unconditional, guidance)
 
-    def _use_branch(self, name: str):
-        return self.use_declared_component(
-            component_name=name, phase=name, module=self._branches()[name]
-        )
 
-
-class Ideogram4DecodingStage(PipelineStage):
+class Ideogram4DecodingStage(FamilyStage):
     """Latents -> picture through the VAE."""
 
-    def __init__(self, vae: nn.Module) -> None:
-        super().__init__()
-        self.vae = vae
-
-    @property
-    def role_affinity(self) -> RoleType:
-        """Which disaggregated role runs this stage."""
-        return RoleType.DECODER
+    role = RoleType.DECODER
 
     def component_uses(
         self, server_args: ServerArgs, stage_name: str | None = None
     ) -> list[ComponentUse]:
-        """The VAE, in its own precision."""
+        """The VAE, in its own precision; small enough to stay after a warm-up."""
+        dtype = precision_to_dtype(server_args.pipeline_config.vae_precision)
         return [
-            ComponentUse(
-                self._component_stage_name(stage_name),
-                "vae",
-                target_dtype=precision_to_dtype(
-                    server_args.pipeline_config.vae_precision
-                ),
+            replace(
+                use,
+                target_dtype=dtype,
+                memory_intensive=False,
                 keep_ready_after_warmup=True,
             )
+            for use in super().component_uses(server_args, stage_name)
         ]
 
     @torch.no_grad()
@@ -306,21 +252,15 @@ class Ideogram4DecodingStage(PipelineStage):
             latents * scale + shift, batch.height, batch.width
         )
         dtype = precision_to_dtype(server_args.pipeline_config.vae_precision)
-        with self.use_declared_component(component_name="vae", module=self.vae) as vae:
+        with self.use("vae") as vae:
             decoded = vae.decode(latent_image.to(dtype))
-        return OutputBatch(
-            output=(decoded.float() / 2 + 0.5).clamp(0, 1),
-            metrics=batch.metrics,
-            trajectory_latents=batch.trajectory_latents,
-            trajectory_timesteps=batch.trajectory_timesteps,
-        )
+        return output_batch(batch, (decoded.float() / 2 + 0.5).clamp(0, 1))
 
 
 def _plan_of(batch: Req, server_args: ServerArgs) -> DenoisingPlan:
-    params = batch.sampling_params
+    values = batch.sampling_params.values()
     if batch.is_warmup:
         # SGLang cuts the steps of a warm-up, so a schedule would not fit them.
-        params = replace(params, guidance_schedule=None)
-    return params.denoising_plan(
-        load_unconditional=Ideogram4FP8PipelineConfig.of(server_args).load_unconditional
-    )
+        values["guidance_schedule"] = None
+    config = Ideogram4FP8PipelineConfig.of(server_args)
+    return plan_denoising(values, has_unconditional=config.load_unconditional)

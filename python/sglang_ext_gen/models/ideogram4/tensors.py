@@ -3,32 +3,41 @@
 
 Source: the tensor names of the FP8 release (vendor names) and of its
 diffusers-layout conversions (split attention names, FP8 or plain), and the state
-dict of diffusers' AutoencoderKLFlux2. Every dimension is read from the component's
-``config.json``. Independent of ``weights.py`` and of our modules: tiny checkpoints
-are written from this file, so that a wrong rule cannot agree with itself.
+dict of diffusers' AutoencoderKLFlux2. Independent of ``weights.py`` and of our
+modules: tiny checkpoints are written from this file, so that a wrong rule cannot
+agree with itself.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
 from sglang_ext_gen.checkpoint.autoencoder_layout import autoencoder_kl_specs
 from sglang_ext_gen.checkpoint.layout import INT64, TensorSpec, linear_specs
+from sglang_ext_gen.models.ideogram4.config import (
+    Ideogram4TextEncoderConfig,
+    Ideogram4TransformerConfig,
+    Ideogram4VAEConfig,
+)
 
-Config = Mapping[str, Any]
 Names = Literal["vendor", "diffusers"]
 
 
+def find_names(names: Collection[str]) -> Names:
+    """Which of its two layouts a transformer has, from its tensors' names."""
+    is_split = any(".attention.to_q." in name for name in names)
+    return "diffusers" if is_split else "vendor"
+
+
 def transformer_specs(
-    config: Config, *, names: Names, is_fp8: bool
+    config: Ideogram4TransformerConfig, *, names: Names, is_fp8: bool
 ) -> Iterator[TensorSpec]:
-    """Tensors of one transformer (both hold the same), from its ``config.json``."""
+    """Tensors of one transformer; both hold the same."""
     linear = partial(linear_specs, is_fp8=is_fp8)
-    head_dim = config["attention_head_dim"]
-    hidden = config["num_attention_heads"] * head_dim
-    inner, adaln = config["intermediate_size"], config["adaln_dim"]
-    features, channels = config["llm_features_dim"], config["in_channels"]
+    hidden, head_dim = config.hidden_size, config.attention_head_dim
+    inner, adaln = config.intermediate_size, config.adaln_dim
+    features, channels = config.llm_features_dim, config.in_channels
 
     yield from linear("input_proj", hidden, channels, bias=True)
     yield TensorSpec("llm_cond_norm.weight", (features,))
@@ -37,7 +46,7 @@ def transformer_specs(
     yield from linear("t_embedding.mlp_out", hidden, hidden, bias=True)
     yield from linear("adaln_proj", adaln, hidden, bias=True)
     yield TensorSpec("embed_image_indicator.weight", (2, hidden))
-    for i in range(config["num_layers"]):
+    for i in range(config.num_layers):
         layer = f"layers.{i}"
         if names == "vendor":
             yield from linear(f"{layer}.attention.qkv", 3 * hidden, hidden, bias=False)
@@ -59,23 +68,22 @@ def transformer_specs(
 
 
 def text_encoder_specs(
-    config: Config, *, prefix: str = "", is_fp8: bool
+    config: Ideogram4TextEncoderConfig, *, prefix: str = "", is_fp8: bool
 ) -> Iterator[TensorSpec]:
-    """Tensors of the language tower, from ``text_encoder/config.json``.
+    """Tensors of the language tower.
 
     Args:
         prefix: What stands before every name; ``model.`` in some re-packs.
     """
     linear = partial(linear_specs, bias=False, is_fp8=is_fp8)
-    text = config["text_config"]
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    head_dim = text["head_dim"]
-    queries = text["num_attention_heads"] * head_dim
-    keys = text["num_key_value_heads"] * head_dim
+    hidden, inner = config.hidden_size, config.intermediate_size
+    head_dim = config.head_dim
+    queries = config.num_attention_heads * head_dim
+    keys = config.num_key_value_heads * head_dim
 
     tower = f"{prefix}language_model"
-    yield TensorSpec(f"{tower}.embed_tokens.weight", (text["vocab_size"], hidden))
-    for i in range(text["num_hidden_layers"]):
+    yield TensorSpec(f"{tower}.embed_tokens.weight", (config.vocab_size, hidden))
+    for i in range(config.num_hidden_layers):
         layer = f"{tower}.layers.{i}"
         yield from linear(f"{layer}.self_attn.q_proj", queries, hidden)
         yield from linear(f"{layer}.self_attn.k_proj", keys, hidden)
@@ -91,10 +99,13 @@ def text_encoder_specs(
     yield TensorSpec(f"{tower}.norm.weight", (hidden,))
 
 
-def vision_specs(config: Config, *, is_fp8: bool) -> Iterator[TensorSpec]:
-    """Tensors of the vision tower, used to write tiny checkpoints only."""
+def vision_specs(vision: Mapping[str, Any], *, is_fp8: bool) -> Iterator[TensorSpec]:
+    """Tensors of the vision tower, used to write tiny checkpoints only.
+
+    Args:
+        vision: ``vision_config`` of ``text_encoder/config.json``.
+    """
     linear = partial(linear_specs, bias=True, is_fp8=is_fp8)
-    vision = config["vision_config"]
     hidden, inner = vision["hidden_size"], vision["intermediate_size"]
     out, patch = vision["out_hidden_size"], vision["patch_size"]
     merged = hidden * vision["spatial_merge_size"] ** 2
@@ -121,12 +132,11 @@ def vision_specs(config: Config, *, is_fp8: bool) -> Iterator[TensorSpec]:
         yield from linear(f"{merger}.linear_fc2", out, merged)
 
 
-def vae_specs(config: Config) -> Iterator[TensorSpec]:
-    """Tensors of AutoencoderKLFlux2, from ``vae/config.json``."""
-    yield from autoencoder_kl_specs(config)
-    packed = config["latent_channels"] * math.prod(config["patch_size"])
-    yield TensorSpec("bn.running_mean", (packed,))
-    yield TensorSpec("bn.running_var", (packed,))
+def vae_specs(config: Ideogram4VAEConfig) -> Iterator[TensorSpec]:
+    """Tensors of AutoencoderKLFlux2."""
+    yield from autoencoder_kl_specs(asdict(config))
+    yield TensorSpec("bn.running_mean", (config.token_channels,))
+    yield TensorSpec("bn.running_var", (config.token_channels,))
     yield TensorSpec("bn.num_batches_tracked", (), INT64)
 
 

@@ -23,33 +23,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sglang_ext_gen.checkpoint.tiny import (
-    new_folder,
-    random_tensors,
-    write_json,
-    write_tensors,
-)
+from sglang_ext_gen.checkpoint.tiny import new_folder, write_component, write_json
 from sglang_ext_gen.checkpoint.tiny_tokenizer import write_qwen_tokenizer
-from sglang_ext_gen.models.ideogram4.config import TAP_LAYERS
+from sglang_ext_gen.models.ideogram4.checkpoint import (
+    INDEX,
+    PIPELINE_CLASS,
+    SCHEDULER_CLASS,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    UNCONDITIONAL,
+    VAE,
+)
+from sglang_ext_gen.models.ideogram4.config import (
+    LATENT_CHANNELS,
+    PATCH_SIZE,
+    TAP_LAYERS,
+    TEXT_ENCODER_CLASSES,
+    TRANSFORMER_CLASS,
+    VAE_CLASS,
+    Ideogram4TextEncoderConfig,
+    Ideogram4TransformerConfig,
+)
 from sglang_ext_gen.models.ideogram4.latent_statistics import (
     LATENT_SCALE,
     LATENT_SHIFT,
 )
-from sglang_ext_gen.models.ideogram4.layout import (
-    COMPONENTS,
-    PIPELINE_CLASS,
-    UNCONDITIONAL,
-    WEIGHT_FILES,
-)
 from sglang_ext_gen.models.ideogram4.tensors import (
     text_encoder_specs,
     transformer_specs,
-    vae_specs,
     vision_specs,
 )
 
 _DIFFUSERS_VERSION = "0.39.0.dev0"
-_VAE_CHANNELS, _PATCH = 32, [2, 2]
 _BN_EPS = 1e-4
 _TEXT_LAYERS = TAP_LAYERS[-1] + 1
 _SPARE_TOKENS = 14  # the released embedding, too, has rows that no token uses
@@ -132,49 +137,49 @@ def write_tiny(path: Path, seed: int = 0, dimensions: Dimensions = TINY) -> None
         write_json(folder / "model_index.json", _model_index())
         write_json(folder / "scheduler" / "scheduler_config.json", _scheduler())
         added = write_qwen_tokenizer(folder / "tokenizer")
-        _write_text_encoder(folder / "text_encoder", dimensions, added, seed)
+        _write_text_encoder(folder, dimensions, added, seed)
         _write_transformers(folder, dimensions, seed)
-        _write_vae(folder / "vae", dimensions, seed)
+        _write_vae(folder, dimensions, seed)
 
 
 def _write_text_encoder(
-    folder: Path, dimensions: Dimensions, added: dict[str, int], seed: int
+    path: Path, dimensions: Dimensions, added: dict[str, int], seed: int
 ) -> None:
-    config = text_encoder_config(dimensions, added)
+    values = text_encoder_config(dimensions, added)
+    config = Ideogram4TextEncoderConfig.from_dict(values, "text_encoder")
     specs = (
         *text_encoder_specs(config, is_fp8=True),
-        *vision_specs(config, is_fp8=True),
+        *vision_specs(values["vision_config"], is_fp8=True),
     )
-    tensors = random_tensors(specs, seed=seed, streams={"text_encoder": 1.0})
-    write_json(folder / "config.json", config)
-    write_tensors(folder / WEIGHT_FILES[folder.name], tensors)
+    write_component(path, TEXT_ENCODER, values, specs, seed=seed)
 
 
 def _write_transformers(path: Path, dimensions: Dimensions, seed: int) -> None:
-    config = transformer_config(dimensions)
+    values = transformer_config(dimensions)
+    config = Ideogram4TransformerConfig.from_dict(values, "transformer")
     shared = math.sqrt(1 - _OWN_NOISE**2)
-    streams = {
-        "transformer": {"transformer": 1.0},
-        UNCONDITIONAL: {"transformer": shared, UNCONDITIONAL: _OWN_NOISE},
-    }
-    for name, weights in streams.items():
-        tensors = random_tensors(
+    for component, streams in (
+        (TRANSFORMER, {TRANSFORMER.name: 1.0}),
+        (UNCONDITIONAL, {TRANSFORMER.name: shared, UNCONDITIONAL.name: _OWN_NOISE}),
+    ):
+        write_component(
+            path,
+            component,
+            values,
             transformer_specs(config, names="vendor", is_fp8=True),
             seed=seed,
-            streams=weights,
+            streams=streams,
             adjust={"t_embedding.mlp_in.weight": _damp_fast_frequencies},
         )
-        write_json(path / name / "config.json", config)
-        write_tensors(path / name / WEIGHT_FILES[name], tensors)
 
 
-def _write_vae(folder: Path, dimensions: Dimensions, seed: int) -> None:
-    config = vae_config(dimensions)
+def _write_vae(path: Path, dimensions: Dimensions, seed: int) -> None:
     shift, scale = torch.tensor(LATENT_SHIFT), torch.tensor(LATENT_SCALE)
-    tensors = random_tensors(
-        vae_specs(config),
+    write_component(
+        path,
+        VAE,
+        vae_config(dimensions),
         seed=seed,
-        streams={"vae": 1.0},
         adjust={
             "bn.running_mean": lambda _: shift,
             "bn.running_var": lambda _: scale.square() - _BN_EPS,
@@ -182,8 +187,6 @@ def _write_vae(folder: Path, dimensions: Dimensions, seed: int) -> None:
             "decoder.conv_out.weight": lambda weight: (_CONTRAST * weight).bfloat16(),
         },
     )
-    write_json(folder / "config.json", config)
-    write_tensors(folder / WEIGHT_FILES[folder.name], tensors)
 
 
 def _damp_fast_frequencies(weight: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ def _damp_fast_frequencies(weight: Tensor) -> Tensor:
 
 
 def _model_index() -> dict[str, Any]:
-    components = {name: [lib, names[0]] for name, (lib, names) in COMPONENTS.items()}
+    components = {name: [lib, names[0]] for name, (lib, names) in INDEX.items()}
     return {
         "_class_name": PIPELINE_CLASS,
         "_diffusers_version": _DIFFUSERS_VERSION,
@@ -202,14 +205,13 @@ def _model_index() -> dict[str, Any]:
     }
 
 
-def _class(component: str) -> dict[str, Any]:
-    _, (name, *_) = COMPONENTS[component]
+def _class(name: str) -> dict[str, Any]:
     return {"_class_name": name, "_diffusers_version": _DIFFUSERS_VERSION}
 
 
 def _scheduler() -> dict[str, Any]:
     return {
-        **_class("scheduler"),
+        **_class(SCHEDULER_CLASS),
         "num_train_timesteps": 1000,
         "shift": 1.0,
         "use_dynamic_shifting": False,
@@ -219,10 +221,10 @@ def _scheduler() -> dict[str, Any]:
 def transformer_config(dimensions: Dimensions) -> dict[str, Any]:
     """``config.json`` of both transformers."""
     return {
-        **_class("transformer"),
+        **_class(TRANSFORMER_CLASS),
         "adaln_dim": dimensions.adaln_dim,
         "attention_head_dim": dimensions.attention_head_dim,
-        "in_channels": _VAE_CHANNELS * math.prod(_PATCH),
+        "in_channels": len(LATENT_SCALE),
         "intermediate_size": dimensions.intermediate_size,
         "llm_features_dim": len(TAP_LAYERS) * dimensions.text_hidden_size,
         "mrope_section": dimensions.mrope_section,
@@ -238,7 +240,7 @@ def text_encoder_config(
 ) -> dict[str, Any]:
     """``text_encoder/config.json``; ``added`` are the tokenizer's added tokens."""
     return {
-        "architectures": ["Qwen3VLModel"],
+        "architectures": [TEXT_ENCODER_CLASSES[0]],
         "dtype": "bfloat16",
         "ideogram_fp8_weight_only": True,
         "image_token_id": added["<|image_pad|>"],
@@ -303,7 +305,7 @@ def vae_config(dimensions: Dimensions) -> dict[str, Any]:
     """``vae/config.json``."""
     widths = dimensions.vae_block_out_channels
     return {
-        **_class("vae"),
+        **_class(VAE_CLASS),
         "act_fn": "silu",
         "batch_norm_eps": _BN_EPS,
         "batch_norm_momentum": 0.1,
@@ -311,12 +313,12 @@ def vae_config(dimensions: Dimensions) -> dict[str, Any]:
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "force_upcast": True,
         "in_channels": 3,
-        "latent_channels": _VAE_CHANNELS,
+        "latent_channels": LATENT_CHANNELS,
         "layers_per_block": 1,
         "mid_block_add_attention": True,
         "norm_num_groups": dimensions.vae_norm_num_groups,
         "out_channels": 3,
-        "patch_size": _PATCH,
+        "patch_size": list(PATCH_SIZE),
         "sample_size": 1024,
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
         "use_post_quant_conv": True,

@@ -8,7 +8,6 @@ so that most tensors keep theirs; both layouts meet the same rules, and a weight
 """
 
 from collections.abc import Collection
-from typing import Literal
 
 from sglang_ext_gen.checkpoint.rules import (
     KEEP_NAME,
@@ -19,10 +18,7 @@ from sglang_ext_gen.checkpoint.rules import (
     with_prefix,
 )
 
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-TEXT_ENCODER_FILE = "model.safetensors"
-
-_CONDITIONAL: tuple[Rule, ...] = (
+CONDITIONAL_RULES: tuple[Rule, ...] = (
     Merge(
         (
             "layers.{i}.attention.to_q.{p}",
@@ -36,10 +32,10 @@ _CONDITIONAL: tuple[Rule, ...] = (
 )
 
 _NO_TEXT = "the unconditional transformer sees no text: this input is always zero"
-_UNCONDITIONAL: tuple[Rule, ...] = (
+UNCONDITIONAL_RULES: tuple[Rule, ...] = (
     Skip("llm_cond_norm.{p}", _NO_TEXT),
     Skip("llm_cond_proj.{p}", _NO_TEXT),
-    *_CONDITIONAL,
+    *CONDITIONAL_RULES,
 )
 
 _TEXT_ENCODER: tuple[Rule, ...] = (
@@ -86,15 +82,6 @@ _TEXT_ENCODER: tuple[Rule, ...] = (
     Skip("language_model.norm.weight", "the last tap is taken before the final norm"),
     Skip("visual.**", "prompts are text only"),
 )
-
-VAE_RULES: tuple[Rule, ...] = (KEEP_NAME,)
-
-
-def transformer_rules(
-    role: Literal["conditional", "unconditional"],
-) -> tuple[Rule, ...]:
-    """Rules of one of the two transformers."""
-    return _CONDITIONAL if role == "conditional" else _UNCONDITIONAL
 
 
 def text_encoder_rules(names: Collection[str]) -> tuple[Rule, ...]:

@@ -18,11 +18,12 @@ Data flow, in the order of the files:
     vision.py        frames -> vision features                    [I, D]
     vae.py           frames <-> latents                           [1, C, F, h, w]
     tiling.py        large frames through the VAE in tiles
-    packing.py       tokens, splits, positions of a request
+    packing.py       tokens, segments, positions of a request
     mot.py           prefix and noise block -> velocity           [B, I, C]
     schedule.py      times, guidance, Euler step
     generation.py    one group of requests, from prefix to latents
-    config.py layout.py weights.py                                checkpoint side
+    checkpoint.py    the components: config.py, tensors.py (on disk), weights.py (where
+                     each tensor goes), build.py (the modules)
 
 Shape legend: B requests, S packed tokens, T text tokens, I latent tokens, D hidden
 size, H heads, K key/value heads, d head dim, C latent channels (48), F latent frames,
@@ -38,11 +39,9 @@ FAMILY = ModelFamily(
     pipeline="pipeline:LancePipeline",
     pipeline_config="pipeline_config:LancePipelineConfig",
     sampling_params="sampling_params:LanceSamplingParams",
-    check_checkpoint="layout:check_checkpoint",
-    recognises="layout:recognises",
     hf_model_paths=("bytedance-research/Lance",),
     http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
-    convert="vae:convert",
+    convert="build:convert",
     fp8_quality="fp8_quality:fp8_quality",
     language_model="lance",
 )
@@ -52,7 +51,5 @@ LANGUAGE_MODEL = LanguageModel(
     title="Lance (understanding)",
     package=__name__,
     architecture="LanceForConditionalGeneration",
-    check_checkpoint="layout:check_checkpoint",
-    recognises="layout:recognises",
     prepare_arguments="thinker.view:prepare_arguments",
 )

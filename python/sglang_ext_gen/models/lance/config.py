@@ -7,10 +7,18 @@ and key norms or of the second set of weights: those are constants of the offici
 code, given here. Imports nothing heavy.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
+from sglang_ext_gen.checkpoint.released_config import (
+    Index,
+    read_fields,
+    refuse_unknown_keys,
+    require,
+    require_object,
+    require_values,
+)
 from sglang_ext_gen.errors import ConfigError
 
 # Constants of the official code (its dataclass default patch of 1, 2, 2 is not used).
@@ -49,14 +57,13 @@ class LanceTransformerConfig:
             ConfigError: A key is unknown or missing, or the sections of the rotary
                 embedding do not fit the head size.
         """
+        rope = require_object(values, "rope_scaling", where)
+        refuse_unknown_keys(rope, _ROPE_KEYS, f"{where}: rope_scaling")
         flat = dict(values)
-        rope = dict(_require(flat, "rope_scaling", where))
         del flat["rope_scaling"]
-        _refuse_unknown_keys(rope, _ROPE_KEYS, f"{where}: rope_scaling")
-        flat["mrope_section"] = tuple(_require(rope, "mrope_section", where))
-        _require_value(flat, "hidden_act", "silu", where)
-        _require_value(flat, "use_sliding_window", False, where)
-        config = _from_dict(cls, flat, where, ignored=_TRANSFORMER_IGNORED)
+        flat["mrope_section"] = require(rope, "mrope_section", where)
+        require_values(flat, {"hidden_act": "silu", "use_sliding_window": False}, where)
+        config = read_fields(cls, flat, where, ignored=_TRANSFORMER_IGNORED)
         if 2 * sum(config.mrope_section) != config.head_dim:
             raise ConfigError(
                 f"{where}: mrope_section {config.mrope_section} does not add up to "
@@ -79,7 +86,7 @@ class LanceVisionConfig:
     temporal_patch_size: int
     spatial_merge_size: int
     window_size: int
-    fullatt_block_indexes: tuple[int, ...]
+    fullatt_block_indexes: tuple[Index, ...]
 
     @property
     def patch_dim(self) -> int:
@@ -103,12 +110,10 @@ class LanceVisionConfig:
         if "in_channels" in flat:
             flat.setdefault("in_chans", flat["in_channels"])
             del flat["in_channels"]
-        _require_value(flat, "hidden_act", "silu", where)
-        _require_value(flat, "tokens_per_second", 2, where)
-        _require_value(
-            flat, "spatial_patch_size", _require(flat, "patch_size", where), where
-        )
-        return _from_dict(cls, flat, where, ignored=_VISION_IGNORED)
+        patch = require(flat, "patch_size", where)
+        supported = {"hidden_act": "silu", "tokens_per_second": 2}
+        require_values(flat, {**supported, "spatial_patch_size": patch}, where)
+        return read_fields(cls, flat, where, ignored=_VISION_IGNORED)
 
 
 _TRANSFORMER_IGNORED = {
@@ -149,38 +154,3 @@ _VISION_IGNORED = {
     "transformers_version": "says who wrote the file",
 }
 _ROPE_KEYS = ("mrope_section", "rope_type", "type")
-
-C = TypeVar("C", LanceTransformerConfig, LanceVisionConfig)
-
-
-def _from_dict(
-    cls: type[C], values: Mapping[str, Any], where: str, ignored: Mapping[str, str]
-) -> C:
-    names = [field.name for field in fields(cls)]
-    _refuse_unknown_keys(values, {*names, *ignored}, where)
-    kwargs: dict[str, Any] = {}
-    for name in names:
-        value = _require(values, name, where)
-        kwargs[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**kwargs)
-
-
-def _refuse_unknown_keys(
-    values: Mapping[str, Any], known: Collection[str], where: str
-) -> None:
-    for key in values:
-        if key not in known:
-            raise ConfigError(
-                f"{where}: unknown key {key!r}; this looks like another release"
-            )
-
-
-def _require(values: Mapping[str, Any], key: str, where: str) -> Any:
-    if key not in values:
-        raise ConfigError(f"{where}: key {key!r} is missing")
-    return values[key]
-
-
-def _require_value(values: Mapping[str, Any], key: str, want: Any, where: str) -> None:
-    if values.get(key, want) != want:
-        raise ConfigError(f"{where}: {key} is {values[key]!r}, expected {want!r}")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sglang_ext_gen.checkpoint.fp8_quality import quality_of_file
-from sglang_ext_gen.models.lance.layout import find_files
+from sglang_ext_gen.models.lance.checkpoint import find_files
 
 # Embeddings, the head, norms and what turns latents and times into tokens stay as
 # released: little memory, and every latent passes through them.
@@ -32,6 +32,6 @@ def fp8_quality(path: Path) -> Iterator[tuple[str, float]]:
     """
     files = find_files(path)
     for variant in (files.named,) if files.named else files.variants():
-        weights = quality_of_file(files.transformer(variant), is_quantized_weight)
+        weights = quality_of_file(files.transformer(variant).file, is_quantized_weight)
         for name, decibels in weights:
             yield f"{variant}/{name}", decibels

@@ -21,7 +21,7 @@ from sglang_ext_gen.models.lance.mot import (
     latent_position_embedding,
     rope_cos_sin,
 )
-from sglang_ext_gen.models.lance.packing import PackedRequest, Split, latent_rows
+from sglang_ext_gen.models.lance.packing import PackedRequest, Segment, latent_rows
 from sglang_ext_gen.models.lance.schedule import (
     Guidance,
     blend_guidance,
@@ -168,66 +168,68 @@ def make_branches(
         [c.packed.unconditional_noise for c in conditionings],
     )
     return [
-        (_noise_block(transformer, splits, device), batch_prefixes(list(rows)))
-        for splits, rows in zip(blocks, prefixes, strict=True)
+        (_noise_block(transformer, segments, device), batch_prefixes(list(rows)))
+        for segments, rows in zip(blocks, prefixes, strict=True)
     ]
 
 
 def _noise_block(
-    transformer: LanceTransformer, splits: Sequence[Split], device: torch.device
+    transformer: LanceTransformer, segments: Sequence[Segment], device: torch.device
 ) -> NoiseBlock:
-    position_ids = torch.stack([split.position_ids for split in splits]).to(device)
+    position_ids = torch.stack([segment.position_ids for segment in segments]).to(
+        device
+    )
     return NoiseBlock(
-        markers=splits[0].token_ids[[0, -1]].to(device),
-        positions=_position_embedding(transformer, splits[0], device),
+        markers=segments[0].token_ids[[0, -1]].to(device),
+        positions=_position_embedding(transformer, segments[0], device),
         rope=rope_cos_sin(position_ids, transformer.config),
     )
 
 
 def _position_embedding(
-    transformer: LanceTransformer, split: Split, device: torch.device
+    transformer: LanceTransformer, segment: Segment, device: torch.device
 ) -> Tensor:
-    assert split.grid is not None, "latent blocks have a grid"
-    rows = latent_rows(split.grid, MAX_LATENT_SIDE).to(device)
+    assert segment.grid is not None, "latent blocks have a grid"
+    rows = latent_rows(segment.grid, MAX_LATENT_SIDE).to(device)
     return latent_position_embedding(rows, transformer.config.hidden_size)
 
 
 def _extend(
     transformer: LanceTransformer,
     prefix: Prefix,
-    splits: Sequence[Split],
+    segments: Sequence[Segment],
     conditioning: LanceConditioning,
 ) -> Prefix:
     device = transformer.embed_tokens.weight.device
-    for split in splits:
-        rope = rope_cos_sin(split.position_ids[None].to(device), transformer.config)
+    for segment in segments:
+        rope = rope_cos_sin(segment.position_ids[None].to(device), transformer.config)
         _, prefix = transformer(
-            _embed(transformer, split, conditioning, device),
+            _embed(transformer, segment, conditioning, device),
             rope,
             prefix,
-            is_causal=split.is_causal,
-            has_latents=split.has_latents,
+            is_causal=segment.is_causal,
+            has_latents=segment.has_latents,
         )
     return prefix
 
 
 def _embed(
     transformer: LanceTransformer,
-    split: Split,
+    segment: Segment,
     conditioning: LanceConditioning,
     device: torch.device,
 ) -> Tensor:
-    """[1, S, D] of a split that enters the prefix."""
-    token_ids = split.token_ids.to(device)
-    if split.grid is None:
+    """[1, S, D] of a segment that enters the prefix."""
+    token_ids = segment.token_ids.to(device)
+    if segment.grid is None:
         return transformer.embed_tokens(token_ids)[None]
-    if split.kind == "vision":
+    if segment.kind == "vision":
         assert conditioning.vision_features is not None, "edits have features"
         body = conditioning.vision_features[None].to(device, transformer.dtype)
     else:
         assert conditioning.source_latents is not None, "edits have source latents"
         latents = conditioning.source_latents.flatten(0, 2)[None].to(device)
         clean = torch.zeros(latents.shape[1], device=device)
-        positions = _position_embedding(transformer, split, device)
+        positions = _position_embedding(transformer, segment, device)
         body = transformer.embed_latents(latents, clean, positions)
     return transformer.wrap_block(body, token_ids[[0, -1]])

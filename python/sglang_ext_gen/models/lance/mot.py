@@ -51,10 +51,6 @@ class Prefix:
     def length(self) -> int:
         return self.keys[0].shape[2] if self.keys else 0
 
-    def nbytes(self) -> int:
-        """Memory that the tensors take."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
 
 def batch_prefixes(prefixes: list[Prefix]) -> Prefix:
     """Prefixes of single requests as one batch, padded at their ends."""
@@ -204,17 +200,17 @@ class LanceTransformerBlock(nn.Module):
         mask: Tensor | None,
         has_latents: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One layer over a split.
+        """One layer over a segment.
 
         Args:
             x: [B, S, D].
-            rope: cos and sin of the split.
+            rope: cos and sin of the segment.
             past: Keys and values before it, each [B, K, P, d].
             mask: [B or 1, 1, S or 1, P + S] bool, or None to see everything.
             has_latents: Whether all but the first and last token are latents.
 
         Returns:
-            [B, S, D], and keys and values up to and including the split.
+            [B, S, D], and keys and values up to and including the segment.
         """
         parts = [
             self.self_attn.project(self._norm("input_layernorm", part, suffix), suffix)
@@ -339,7 +335,7 @@ class LanceTransformer(nn.Module):
         is_causal: bool = False,
         has_latents: bool = False,
     ) -> tuple[Tensor, Prefix]:
-        """Run one split.
+        """Run one segment.
 
         Args:
             hidden_states: [B, S, D] embedded tokens.
@@ -349,7 +345,7 @@ class LanceTransformer(nn.Module):
             has_latents: Whether the block holds latents between its markers.
 
         Returns:
-            [B, S, D] before the final norm, and the prefix with the split.
+            [B, S, D] before the final norm, and the prefix with the segment.
         """
         mask = _attention_mask(prefix, hidden_states, is_causal)
         keys, values = [], []

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglang_ext_gen.errors import CheckpointError, ConfigError
-from sglang_ext_gen.models.lance.layout import VARIANTS, LanceFiles
+from sglang_ext_gen.models.lance.checkpoint import VARIANTS, LanceFiles
 from sglang_ext_gen.models.lance.tasks import (
     GENERATION_TASKS,
     TASKS,
@@ -38,6 +38,7 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "Vision tower of edits: the one in the checkpoint directory where it has one "
         "(official), or Qwen2.5-VL-ViT always.",
         choices=("checkpoint", "standalone"),
+        default="checkpoint",
     ),
     RequestField(
         "uncond_positions",
@@ -45,6 +46,7 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "Positions of the branch without the user's text: as released, or counted "
         "anew.",
         choices=("released", "renumbered"),
+        default="released",
     ),
     RequestField(
         "weight_format",
@@ -52,6 +54,7 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "Linears of the decoder: as they are on disk (released, the default), or "
         "quantised to FP8 row by row while they are loaded (fp8).",
         choices=("released", "fp8"),
+        default="released",
     ),
     RequestField(
         "vae_tiles",
@@ -59,6 +62,7 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "Frames above 512 pixels a side go through the VAE in overlapping tiles: less "
         "memory, nearly the same result (on), or whole (off, the default).",
         choices=("off", "on"),
+        default="off",
     ),
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One request as a packed sequence: tokens, splits, positions.
+"""One request as a packed sequence: tokens, segments, positions.
 
 Source: the official data code (text template on) and its KV-cache path. The order is
 
@@ -70,7 +70,7 @@ class PromptTokens:
 
 
 @dataclass(frozen=True)
-class Split:
+class Segment:
     """A run of tokens that enters the model at once.
 
     Args:
@@ -100,18 +100,18 @@ class PackedRequest:
     """Both branches of a generation request.
 
     Args:
-        shared: Splits before the user's text, equal in both branches.
-        conditional: Splits that follow in the conditional branch.
+        shared: Segments before the user's text, equal in both branches.
+        conditional: Segments that follow in the conditional branch.
         unconditional: The same without the user's text.
         noise: The noise block of the conditional branch.
         unconditional_noise: That of the other; only its positions differ.
     """
 
-    shared: tuple[Split, ...]
-    conditional: tuple[Split, ...]
-    unconditional: tuple[Split, ...]
-    noise: Split
-    unconditional_noise: Split
+    shared: tuple[Segment, ...]
+    conditional: tuple[Segment, ...]
+    unconditional: tuple[Segment, ...]
+    noise: Segment
+    unconditional_noise: Segment
 
 
 def tokenize_prompt(tokenizer: Any, system_prompt: str, prompt: str) -> PromptTokens:
@@ -186,18 +186,12 @@ def pack_generation(
     )
 
 
-def pack_answer(tokens: PromptTokens, vision: Grid) -> tuple[Split, ...]:
-    """Pack a question about a picture or a video; the answer follows."""
-    question = (*tokens.text, *tokens.suffix)
-    return pack_around(tokens.prefix, vision, question, tokens.special)
-
-
-def pack_around(
+def pack_answer(
     before: Sequence[int],
     vision: Grid | None,
     after: Sequence[int],
     special: SpecialTokens,
-) -> tuple[Split, ...]:
+) -> tuple[Segment, ...]:
     """Number a sequence with at most one visual block, for an answer.
 
     Args:
@@ -206,10 +200,10 @@ def pack_around(
         after: Ids behind it.
         special: Ids of markers and placeholder.
     """
-    splits = [_text("prefix", before)]
+    segments = [_text("prefix", before)]
     if vision is not None:
-        splits += [_block("vision", vision, special), _text("text", after)]
-    return tuple(_number(splits))
+        segments += [_block("vision", vision, special), _text("text", after)]
+    return tuple(_number(segments))
 
 
 def latent_rows(grid: Grid, max_side: int) -> Tensor:
@@ -223,29 +217,29 @@ def latent_rows(grid: Grid, max_side: int) -> Tensor:
     return rows.flatten()
 
 
-def _text(kind: Kind, token_ids: Sequence[int]) -> Split:
+def _text(kind: Kind, token_ids: Sequence[int]) -> Segment:
     ids = torch.tensor(token_ids, dtype=torch.int64)
-    return Split(kind, ids, ids.new_zeros(3, len(ids)))
+    return Segment(kind, ids, ids.new_zeros(3, len(ids)))
 
 
-def _block(kind: Kind, grid: Grid, special: SpecialTokens) -> Split:
+def _block(kind: Kind, grid: Grid, special: SpecialTokens) -> Segment:
     frames, height, width = grid
     body = [special.placeholder] * (frames * height * width)
     ids = torch.tensor([special.vision_start, *body, special.vision_end])
-    return Split(kind, ids, ids.new_zeros(3, len(ids)), grid)
+    return Segment(kind, ids, ids.new_zeros(3, len(ids)), grid)
 
 
-def _number(splits: Sequence[Split]) -> list[Split]:
+def _number(segments: Sequence[Segment]) -> list[Segment]:
     """Qwen2.5-VL positions: one counter; a block advances it by its extent."""
     numbered, start = [], 0
-    for split in splits:
-        if split.grid is None:
-            positions = _run(start, len(split.token_ids))
+    for segment in segments:
+        if segment.grid is None:
+            positions = _run(start, len(segment.token_ids))
         else:
-            body = _grid_positions(split.grid) + start + 1
+            body = _grid_positions(segment.grid) + start + 1
             end = int(body.max()) + 1
             positions = torch.cat([_run(start, 1), body, _run(end, 1)], dim=1)
-        numbered.append(replace(split, position_ids=positions))
+        numbered.append(replace(segment, position_ids=positions))
         start = int(positions.max()) + 1
     return numbered
 
@@ -260,15 +254,15 @@ def _grid_positions(grid: Grid) -> Tensor:
     return positions * torch.tensor([[TIME_STEP], [1], [1]])
 
 
-def _shift_blocks(splits: Sequence[Split]) -> list[Split]:
+def _shift_blocks(segments: Sequence[Segment]) -> list[Segment]:
     """Edits: vision far away in time, the noise where the source is."""
-    shifted = list(splits)
-    for index, split in enumerate(splits):
-        if split.kind == "vision":
-            positions = split.position_ids.clone()
+    shifted = list(segments)
+    for index, segment in enumerate(segments):
+        if segment.kind == "vision":
+            positions = segment.position_ids.clone()
             positions[0] += EDIT_VISION_TIME - int(positions[0, 0])
-            shifted[index] = replace(split, position_ids=positions)
-        elif split.kind == "source":
-            # The last split is the noise; it has the source's length.
-            shifted[-1] = replace(splits[-1], position_ids=split.position_ids)
+            shifted[index] = replace(segment, position_ids=positions)
+        elif segment.kind == "source":
+            # The last segment is the noise; it has the source's length.
+            shifted[-1] = replace(segments[-1], position_ids=segment.position_ids)
     return shifted

@@ -7,119 +7,101 @@ One pipeline serves every generation task. Components: ``transformer`` and
 are loaded.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
-from sglang.multimodal_gen.runtime.pipelines_core.composed_pipeline_base import (
-    ComposedPipelineBase,
-)
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
-from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import maybe_download_model
 
-from sglang_ext_gen.diffusion.component_loader import LIBRARY
-from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.lance.layout import check_checkpoint, find_files
-from sglang_ext_gen.models.lance.loaders import (
-    LanceTokenizerLoader,
-    LanceTransformerLoader,
-    LanceVAELoader,
-    LanceVisionLoader,
+from sglang_ext_gen.checkpoint.component import StoredComponent
+from sglang_ext_gen.diffusion.component_loader import StrictLoader
+from sglang_ext_gen.diffusion.pipeline import FamilyPipeline
+from sglang_ext_gen.models.lance.checkpoint import (
+    COMPONENTS,
+    TRANSFORMERS,
+    VAE,
+    VAE_DECODER,
+    VISION,
+    VISION_TOWERS,
+    LanceFiles,
+    find_files,
 )
-from sglang_ext_gen.models.lance.options import LancePlacement
+from sglang_ext_gen.models.lance.options import LancePlacement, takes_sources
 from sglang_ext_gen.models.lance.pipeline_config import LancePipelineConfig
 from sglang_ext_gen.models.lance.stages import (
-    TRANSFORMERS,
-    VISION_TOWERS,
     LanceConditioningStage,
     LanceDecodingStage,
     LanceDenoisingStage,
 )
-from sglang_ext_gen.models.lance.tasks import Variant
 
-_SHOWN_PROBLEMS = 5
-_CLASSES = {
-    "transformer": "LanceTransformer",
-    "transformer_2": "LanceTransformer",
-    "image_encoder": "LanceVisionTransformer",
-    "image_encoder_2": "LanceVisionTransformer",
-    "vae": "AutoencoderKLWan",
-    "tokenizer": "Qwen2Tokenizer",
-}
+
+class LanceVisionLoader(StrictLoader):
+    """Loads the vision tower that goes with one checkpoint directory."""
+
+    component = VISION
+
+    def stored(self, folder: Path, config: LancePipelineConfig) -> StoredComponent[Any]:
+        """Which file it comes from is an option."""
+        files = find_files(folder)
+        assert files.named is not None, f"{folder} is no checkpoint directory"
+        return files.vision(files.named, config.vision_source)
+
+
+class LanceVAELoader(StrictLoader):
+    """Loads the VAE; half of it where no served task has a source."""
+
+    component = VAE
+
+    def stored(self, folder: Path, config: LancePipelineConfig) -> StoredComponent[Any]:
+        """The tasks decide."""
+        row = VAE if takes_sources(config.tasks) else VAE_DECODER
+        return StoredComponent(row, folder)
 
 
 def needed_components(placement: LancePlacement) -> set[str]:
     """Names of the components that the served tasks use; no other is loaded."""
     return {
-        *(TRANSFORMERS[name] for name in placement.loaded()),
-        *(VISION_TOWERS[name] for name in placement.vision()),
+        *(TRANSFORMERS[name].name for name in placement.loaded()),
+        *(VISION_TOWERS[name].name for name in placement.vision()),
         "vae",
         "tokenizer",
     }
 
 
-class LancePipeline(ComposedPipelineBase):
+class LancePipeline(FamilyPipeline):
     """Text, picture or video to picture or video; see the package docstring."""
 
     pipeline_name = "LancePipeline"
     is_video_pipeline = True
-    _required_config_modules = list(_CLASSES)  # noqa: RUF012  (copied per instance)
+    has_index = False
+    components = COMPONENTS
+    stock_components = {"tokenizer": ("transformers", "Qwen2TokenizerFast")}  # noqa: RUF012
     component_loaders = {  # noqa: RUF012  (SGLang declares it so)
-        "transformer": LanceTransformerLoader,
-        "transformer_2": LanceTransformerLoader,
-        "image_encoder": LanceVisionLoader,
-        "image_encoder_2": LanceVisionLoader,
-        "vae": LanceVAELoader,
-        "tokenizer": LanceTokenizerLoader,
+        **dict.fromkeys((p.name for p in VISION_TOWERS.values()), LanceVisionLoader),
+        VAE.name: LanceVAELoader,
     }
 
-    placement: LancePlacement
+    @property
+    def files(self) -> LanceFiles:
+        """The checkpoint."""
+        return find_files(Path(self.model_path))
 
-    def load_modules(
-        self, server_args: ServerArgs, loaded_modules: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """Load what the served tasks need, after the checkpoint was checked."""
-        self.model_path = maybe_download_model(
-            self.model_path, revision=server_args.revision
-        )
-        config = server_args.pipeline_config
-        assert isinstance(config, LancePipelineConfig)
-        self.placement = config.placement(Path(self.model_path))
-        needed = needed_components(self.placement)
-        for name in _CLASSES:
-            if name not in needed and name in self._required_config_modules:
-                self._required_config_modules.remove(name)
-        return super().load_modules(server_args, loaded_modules)
+    @cached_property
+    def placement(self) -> LancePlacement:
+        """What is served, asked once the checkpoint is on this machine."""
+        return LancePipelineConfig.of(self.server_args).placement(Path(self.model_path))
 
-    def _load_config(self) -> dict[str, Any]:
-        """What a ``model_index.json`` would say; the release has none."""
-        problems = check_checkpoint(Path(self.model_path))
-        if problems:
-            shown = "; ".join(problems[:_SHOWN_PROBLEMS])
-            raise CheckpointError(
-                f"{self.model_path}: {len(problems)} problem(s): {shown}. Run "
-                f"`sglang-ext-gen doctor --model {self.model_path}` for all of them"
-            )
-        return {
-            "_class_name": self.pipeline_name,
-            "_diffusers_version": "",
-            **{name: [LIBRARY, cls] for name, cls in _CLASSES.items()},
-        }
+    def unneeded_components(self, folder: Path, server_args: ServerArgs) -> set[str]:
+        """Weights of tasks that are not served."""
+        return set(self._required_config_modules) - needed_components(self.placement)
 
-    def _resolve_component_path(
-        self, server_args: ServerArgs, module_name: str, load_module_name: str
-    ) -> str:
-        files = find_files(Path(self.model_path))
-        if module_name == "vae":
-            return str(files.root)
-        if module_name == "tokenizer":
-            return str(files.folder(self.placement.loaded()[0]))
-        folders: dict[str, Variant] = {
-            component: variant
-            for table in (TRANSFORMERS, VISION_TOWERS)
-            for variant, component in table.items()
-        }
-        return str(files.folder(folders[module_name]))
+    def component_folder(self, name: str) -> Path:
+        """The user may have named one directory; either one has the tokenizer."""
+        if name == "tokenizer":
+            return self.files.folder(self.placement.loaded()[0])
+        [row] = (row for row in self.components if row.name == name)
+        return row.at(self.files.root).folder
 
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
         """Conditioning, denoising, decoding."""
@@ -127,7 +109,7 @@ class LancePipeline(ComposedPipelineBase):
             RoleType.ENCODER,
             lambda: LanceConditioningStage(
                 self.get_module("tokenizer"),
-                self._modules("vae", *VISION_TOWERS.values()),
+                self._modules(VAE, *VISION_TOWERS.values()),
                 self.placement,
             ),
             "conditioning_stage",
@@ -141,10 +123,9 @@ class LancePipeline(ComposedPipelineBase):
         )
         self.add_stage_factory(
             RoleType.DECODER,
-            lambda: LanceDecodingStage(self._modules("vae"), self.placement),
+            lambda: LanceDecodingStage(self._modules(VAE)),
             "decoding_stage",
         )
 
-    def _modules(self, *names: str) -> dict[str, Any]:
-        loaded = {name: self.get_module(name) for name in names}
-        return {name: module for name, module in loaded.items() if module is not None}
+    def _modules(self, *rows: Any) -> dict[str, Any]:
+        return {row.name: self.get_module(row.name) for row in rows}

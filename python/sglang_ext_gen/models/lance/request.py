@@ -10,8 +10,8 @@ the size of its source, more than one source.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.lance.config import (
@@ -25,13 +25,13 @@ from sglang_ext_gen.models.lance.tasks import (
     GENERATION_TASKS,
     RESOLUTIONS,
     TASKS,
-    RenormType,
     Task,
 )
 from sglang_ext_gen.request.fields import (
     NUM_OUTPUTS,
     SEED,
     RequestField,
+    carries,
     check_given,
     check_prompt,
 )
@@ -49,10 +49,6 @@ TASK_TYPES = {
     "i2v": "i2v",
     "v2v": "video_edit",
 }
-DEFAULT_STEPS = 30
-DEFAULT_GUIDANCE = 4.0
-DEFAULT_INTERVAL = (0.4, 1.0)
-DEFAULT_SHIFT = 3.5
 # Height and width where the request decides: README and web UI of the release.
 DEFAULT_SIZES = {"t2i": (768, 768), "t2v": (480, 848)}
 DEFAULT_FRAMES = {"t2v": 121, "i2v": 61}
@@ -69,6 +65,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "strs",
         "What to make, or how to change the source.",
         max_length=16_384,
+        batched_apart=False,
     ),
     RequestField(
         "task_type",
@@ -82,6 +79,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "Source picture of image_edit or i2v: a local file.",
         max_length=4096,
         interfaces="cli",
+        batched_apart=False,
     ),
     RequestField(
         "video_path",
@@ -104,6 +102,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "Frames of a video (t2v, i2v); what exceeds 4 k + 1 is dropped, 50 gives 49.",
         minimum=1,
         maximum=MAX_FRAMES,
+        default=1,
     ),
     RequestField(
         "fps",
@@ -111,16 +110,25 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         f"Frames per second of the video file; the model moves at {FPS}.",
         minimum=1,
         maximum=60,
+        default=FPS,
     ),
     NUM_OUTPUTS,
     SEED,
-    RequestField("num_inference_steps", "int", "Euler steps.", minimum=1, maximum=200),
+    RequestField(
+        "num_inference_steps",
+        "int",
+        "Euler steps.",
+        minimum=1,
+        maximum=200,
+        default=30,
+    ),
     RequestField(
         "guidance_scale",
         "float",
         "Text guidance; 1 and less run the model once a step.",
         minimum=0,
         maximum=100,
+        default=4.0,
     ),
     RequestField(
         "cfg_interval",
@@ -129,12 +137,14 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         minimum=0,
         maximum=1,
         max_length=2,
+        default=(0.4, 1.0),
     ),
     RequestField(
         "cfg_renorm_type",
         "str",
         "Norm that guidance may not exceed: of all latents, of each token, or none.",
         choices=("global", "channel", "none"),
+        default="global",
     ),
     RequestField(
         "cfg_renorm_min",
@@ -142,6 +152,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "Smallest factor of that correction.",
         minimum=0,
         maximum=1,
+        default=0.0,
     ),
     RequestField(
         "timestep_shift",
@@ -149,6 +160,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "Above 1 spends more steps on noise.",
         minimum=0.01,
         maximum=100,
+        default=3.5,
     ),
     RequestField(
         "system_prompt",
@@ -161,6 +173,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "str",
         "The source's latents: a sample (official) or the mean of its posterior.",
         choices=("sample", "mean"),
+        default="sample",
     ),
     RequestField(
         "negative_prompt",
@@ -171,22 +184,15 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
 
 
 @dataclass(frozen=True)
+@carries(REQUEST_FIELDS)
 class LancePlan:
-    """A request with every default filled in, but for prompt, seed and sources."""
+    """The fields of a request with every default filled in, and its task."""
 
     task: Task
-    height: int
-    width: int
-    num_frames: int
-    resolution: str
-    num_inference_steps: int
-    guidance_scale: float
-    cfg_interval: tuple[float, float]
-    cfg_renorm_type: RenormType
-    cfg_renorm_min: float
-    timestep_shift: float
-    system_prompt: str
-    source_latents: str
+
+    if TYPE_CHECKING:  # the fields that ``carries`` declares
+
+        def __getattr__(self, name: str) -> Any: ...
 
     @property
     def latent_grid(self) -> tuple[int, int, int]:
@@ -227,19 +233,7 @@ def resolve_task(values: Mapping[str, Any]) -> Task:
 
 
 def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the fields of a request, each alone and all together.
-
-    Args:
-        values: Fields that the user gave; ``None`` means not given. Names that
-            are not in ``REQUEST_FIELDS`` are not looked at.
-
-    Returns:
-        The given fields in their own types.
-
-    Raises:
-        RequestError: Names the first field that cannot be used, its value and
-            what is allowed.
-    """
+    """Check the fields of a request, alone and together; see ``ModelFamily``."""
     checked = check_given(REQUEST_FIELDS, values)
     check_prompt(checked.get("prompt"))
     if checked.get("negative_prompt", "").strip():
@@ -263,24 +257,16 @@ def make_plan(task: Task, values: Mapping[str, Any]) -> LancePlan:
             are those of the resized source.
     """
     height, width = DEFAULT_SIZES.get(task.name, DEFAULT_SIZES["t2i"])
-    frames = DEFAULT_FRAMES.get(task.name, 1)
+    of_task = {
+        "height": height,
+        "width": width,
+        "num_frames": DEFAULT_FRAMES.get(task.name, 1),
+        "resolution": task.resolution,
+        "system_prompt": task.system_prompt,
+    }
     given = {name: value for name, value in values.items() if value is not None}
-    low, high = given.get("cfg_interval", DEFAULT_INTERVAL)
-    return LancePlan(
-        task=task,
-        height=given.get("height", height),
-        width=given.get("width", width),
-        num_frames=round_frames(given.get("num_frames", frames)),
-        resolution=given.get("resolution", task.resolution),
-        num_inference_steps=given.get("num_inference_steps", DEFAULT_STEPS),
-        guidance_scale=given.get("guidance_scale", DEFAULT_GUIDANCE),
-        cfg_interval=(low, high),
-        cfg_renorm_type=given.get("cfg_renorm_type", "global"),
-        cfg_renorm_min=given.get("cfg_renorm_min", 0.0),
-        timestep_shift=given.get("timestep_shift", DEFAULT_SHIFT),
-        system_prompt=given.get("system_prompt", task.system_prompt),
-        source_latents=given.get("source_latents", "sample"),
-    )
+    plan = LancePlan(task, **{**of_task, **given})
+    return replace(plan, num_frames=round_frames(plan.num_frames))
 
 
 def round_frames(num_frames: int) -> int:

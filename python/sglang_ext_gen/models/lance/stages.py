@@ -9,22 +9,16 @@ Requests that arrive as a group (several prompts, several outputs a prompt) are
 denoised as one batch wherever their plans agree.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from PIL import Image
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
 from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
-from sglang.multimodal_gen.runtime.managers.memory_managers.component_manager import (
-    ComponentUse,
-)
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
     OutputBatch,
     Req,
 )
-from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from torch import Tensor, nn
 
@@ -34,7 +28,9 @@ from sglang_ext_gen.diffusion.denoising import (
     scatter,
 )
 from sglang_ext_gen.diffusion.postprocess import from_levels, to_levels
+from sglang_ext_gen.diffusion.stage import FamilyStage, output_batch
 from sglang_ext_gen.models.lance import generation, sources, vae, visual_input
+from sglang_ext_gen.models.lance.checkpoint import TRANSFORMERS, VISION_TOWERS
 from sglang_ext_gen.models.lance.generation import LanceConditioning
 from sglang_ext_gen.models.lance.options import LancePlacement
 from sglang_ext_gen.models.lance.packing import Grid, pack_generation, tokenize_prompt
@@ -49,68 +45,26 @@ from sglang_ext_gen.models.lance.tasks import Task, Variant
 from sglang_ext_gen.models.lance.tiling import Tiling
 
 CONDITIONING = "lance_conditioning"
-TRANSFORMERS: dict[Variant, str] = {
-    "Lance_3B": "transformer",
-    "Lance_3B_Video": "transformer_2",
-}
-VISION_TOWERS: dict[Variant, str] = {
-    "Lance_3B": "image_encoder",
-    "Lance_3B_Video": "image_encoder_2",
-}
 
 
-class _LanceStage(PipelineStage):
-    """A stage that knows its modules by component name."""
-
-    def __init__(self, modules: dict[str, nn.Module], placement: LancePlacement):
-        super().__init__()
-        self.modules = modules
-        self.placement = placement
-
-    def component_uses(
-        self, server_args: ServerArgs, stage_name: str | None = None
-    ) -> list[ComponentUse]:
-        """All modules of the stage, for SGLang's placement of components."""
-        name = self._component_stage_name(stage_name)
-        return [
-            ComponentUse(name, component, phase=component, memory_intensive=True)
-            for component in self.modules
-        ]
-
-    def _use(self, name: str) -> AbstractContextManager[Any]:
-        return self.use_declared_component(
-            component_name=name, phase=name, module=self.modules[name]
-        )
-
-    def _variant(self, batch: Req, task: Task) -> Variant:
-        # SGLang's warm-up is always t2i; any weights do for it.
-        if batch.is_warmup and task.name not in self.placement.variants:
-            return self.placement.loaded()[0]
-        return self.placement.variant_of(task)
-
-
-class LanceConditioningStage(_LanceStage):
+class LanceConditioningStage(FamilyStage):
     """Prompt and source -> tokens, vision features, source latents."""
 
     def __init__(
         self,
         tokenizer: object,
-        modules: dict[str, nn.Module],
+        modules: Mapping[str, nn.Module | None],
         placement: LancePlacement,
     ) -> None:
-        super().__init__(modules, placement)
+        super().__init__(modules)
         self.tokenizer = tokenizer
-
-    @property
-    def role_affinity(self) -> RoleType:
-        """Which disaggregated role runs this stage."""
-        return RoleType.ENCODER
+        self.placement = placement
 
     @torch.no_grad()
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
         """Set ``batch.extra[CONDITIONING]``."""
         plan = plan_of(batch)
-        config = config_of(server_args)
+        config = LancePipelineConfig.of(server_args)
         task = plan.task
         tokens = tokenize_prompt(self.tokenizer, plan.system_prompt, batch.prompt)
         seeds = output_seeds(batch)
@@ -124,8 +78,8 @@ class LanceConditioningStage(_LanceStage):
             )
             latents = [*self._encode_source(frames, plan, seeds, config.tiling)]
             if task.is_edit:
-                name = VISION_TOWERS[self._variant(batch, task)]
-                features, vision_grid = self._see(frames, plan, name)
+                row = VISION_TOWERS[_variant(self.placement, batch, task)]
+                features, vision_grid = self._see(frames, plan, row.name)
         packed = pack_generation(
             tokens,
             target=plan.latent_grid,
@@ -153,7 +107,7 @@ class LanceConditioningStage(_LanceStage):
         grid = plan.latent_grid
         if plan.task.pins_first_frame:
             grid = (1, grid[1], grid[2])
-        with self._use("vae") as module:
+        with self.use("vae") as module:
             pixels = pixels.to(get_local_torch_device())
             posterior = vae.encode(module, pixels, tiling)
         for seed in seeds:
@@ -165,7 +119,7 @@ class LanceConditioningStage(_LanceStage):
     def _see(
         self, frames: Sequence[Image.Image], plan: LancePlan, name: str
     ) -> tuple[Tensor, Grid]:
-        with self._use(name) as vision:
+        with self.use(name) as vision:
             patches, grid = visual_input.vit_patches(
                 frames, plan.resolution, vision.config
             )
@@ -174,12 +128,14 @@ class LanceConditioningStage(_LanceStage):
         return features, (grid[0], grid[1] // merge, grid[2] // merge)
 
 
-class LanceDenoisingStage(BatchedDenoisingStage, _LanceStage):
+class LanceDenoisingStage(BatchedDenoisingStage):
     """Noise -> latents, against the key/value prefix of each branch."""
 
-    def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
-        """The whole plan."""
-        return plan_of(batch)
+    def __init__(
+        self, modules: Mapping[str, nn.Module | None], placement: LancePlacement
+    ) -> None:
+        super().__init__(modules)
+        self.placement = placement
 
     def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
         """Set ``latents`` to [n, I, C] float32, n outputs of each request."""
@@ -196,10 +152,10 @@ class LanceDenoisingStage(BatchedDenoisingStage, _LanceStage):
         ).to(device)
         times = make_times(plan.num_inference_steps, plan.timestep_shift)
         trajectory: list[Tensor] = []
-        name = TRANSFORMERS[self._variant(leader, plan.task)]
+        name = TRANSFORMERS[_variant(self.placement, leader, plan.task)].name
         with (
             self.progress_bar(total=plan.num_inference_steps, batch=leader) as bar,
-            self._use(name) as transformer,
+            self.use(name) as transformer,
         ):
 
             def on_step(now: Tensor) -> None:
@@ -213,13 +169,10 @@ class LanceDenoisingStage(BatchedDenoisingStage, _LanceStage):
         scatter(batches, latents, trajectory, times)
 
 
-class LanceDecodingStage(_LanceStage):
+class LanceDecodingStage(FamilyStage):
     """Latents -> picture or frames through the VAE."""
 
-    @property
-    def role_affinity(self) -> RoleType:
-        """Which disaggregated role runs this stage."""
-        return RoleType.DECODER
+    role = RoleType.DECODER
 
     @torch.no_grad()
     def forward(self, batch: Req, server_args: ServerArgs) -> OutputBatch:
@@ -227,21 +180,16 @@ class LanceDecodingStage(_LanceStage):
         plan = plan_of(batch)
         assert batch.latents is not None, "the denoising stage ran"
         latents = batch.latents.to(get_local_torch_device())
-        tiling = config_of(server_args).tiling
-        with self._use("vae") as module:
+        tiling = LancePipelineConfig.of(server_args).tiling
+        with self.use("vae") as module:
             # One by one: a video's frames fill the memory already.
             decoded = [
                 vae.decode(module, o.view(*plan.latent_grid, -1), tiling)
                 for o in latents
             ]
         pixels = from_levels(to_levels(torch.cat(decoded)))
-        outputs: Any = pixels[:, :, 0] if plan.task.output == "image" else pixels
-        return OutputBatch(
-            output=outputs,
-            metrics=batch.metrics,
-            trajectory_latents=batch.trajectory_latents,
-            trajectory_timesteps=batch.trajectory_timesteps,
-        )
+        is_image = plan.task.output == "image"
+        return output_batch(batch, pixels[:, :, 0] if is_image else pixels)
 
 
 def plan_of(batch: Req) -> LancePlan:
@@ -250,16 +198,17 @@ def plan_of(batch: Req) -> LancePlan:
     return batch.sampling_params.plan()
 
 
-def config_of(server_args: ServerArgs) -> LancePipelineConfig:
-    """The options of this pipeline."""
-    assert isinstance(server_args.pipeline_config, LancePipelineConfig)
-    return server_args.pipeline_config
+def _variant(placement: LancePlacement, batch: Req, task: Task) -> Variant:
+    # SGLang's warm-up is always t2i; any weights do for it.
+    if batch.is_warmup and task.name not in placement.variants:
+        return placement.loaded()[0]
+    return placement.variant_of(task)
 
 
 def _guidance(plan: LancePlan) -> Guidance:
     return Guidance(
         scale=plan.guidance_scale,
-        interval=plan.cfg_interval,
+        interval=tuple(plan.cfg_interval),
         renorm_type=plan.cfg_renorm_type,
         renorm_min=plan.cfg_renorm_min,
     )

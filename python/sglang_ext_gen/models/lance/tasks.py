@@ -8,8 +8,6 @@ resolution buckets and the defaults of its script. Nothing here imports torch.
 from dataclasses import dataclass
 from typing import Literal
 
-from sglang_ext_gen.errors import RequestError
-
 Variant = Literal["Lance_3B", "Lance_3B_Video"]
 Medium = Literal["image", "video", "text"]
 RenormType = Literal["global", "channel", "none"]
@@ -157,16 +155,3 @@ RESOLUTIONS: dict[str, Resolution] = {
         vit=((400, 928), (464, 832), (528, 704), (608, 608), (704, 528), (832, 464)),
     ),
 }
-
-
-def find_task(name: str) -> Task:
-    """The row of a task.
-
-    Raises:
-        RequestError: There is none; lists the seven.
-    """
-    if name not in TASKS:
-        raise RequestError(
-            "task", f"{name!r} given, expected one of {', '.join(TASKS)}"
-        )
-    return TASKS[name]

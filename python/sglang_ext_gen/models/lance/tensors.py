@@ -19,6 +19,8 @@ from sglang_ext_gen.models.lance.config import (
 )
 
 POSITION_TABLE = "latent_pos_embed.pos_embed"
+# Prefix of the vision tower that Lance_3B_Video bundles.
+BUNDLED_VISION = "vit_model."
 
 
 def transformer_specs(config: LanceTransformerConfig) -> Iterator[TensorSpec]:
@@ -92,9 +94,7 @@ class VaeWidths:
     decoder: int
 
     @classmethod
-    def from_tensors(
-        cls, stored: Mapping[str, StoredTensor], where: str
-    ) -> "VaeWidths":
+    def from_tensors(cls, stored: Mapping[str, StoredTensor]) -> "VaeWidths":
         """Read the widths.
 
         Raises:
@@ -103,7 +103,9 @@ class VaeWidths:
         first, last = "encoder.conv1.weight", "decoder.head.2.weight"
         for name in (first, last):
             if name not in stored or len(stored[name].shape) != 5:
-                raise CheckpointError(f"{where}: {name} is missing or not a 3D filter")
+                raise CheckpointError(
+                    f"Wan2.2_VAE: {name} is missing or not a 3D filter"
+                )
         return cls(stored[first].shape[0], stored[last].shape[1])
 
 

@@ -10,37 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from sglang_ext_gen.checkpoint.layout import TensorSpec
-from sglang_ext_gen.checkpoint.tiny import (
-    new_folder,
-    random_tensors,
-    write_json,
-    write_tensors,
-)
+from sglang_ext_gen.checkpoint.tiny import new_folder, write_component, write_json
 from sglang_ext_gen.checkpoint.tiny_tokenizer import write_qwen_tokenizer
+from sglang_ext_gen.models.lance.checkpoint import TRANSFORMERS, VAE, VARIANTS, VISION
 from sglang_ext_gen.models.lance.config import (
     MAX_LATENT_SIDE,
     LanceTransformerConfig,
     LanceVisionConfig,
 )
-from sglang_ext_gen.models.lance.layout import VARIANTS
 from sglang_ext_gen.models.lance.tasks import Variant
 from sglang_ext_gen.models.lance.tensors import (
+    BUNDLED_VISION,
     POSITION_TABLE,
     VaeWidths,
     transformer_specs,
     vae_specs,
     vision_specs,
-)
-from sglang_ext_gen.models.lance.weights import (
-    BUNDLED_VISION,
-    TRANSFORMER_FILES,
-    VAE_PICKLE,
-    VISION_FILE,
-    VISION_FOLDER,
 )
 
 _HIDDEN = 64
@@ -64,19 +50,25 @@ def write_tiny(
     with new_folder(path) as folder:
         write_json(folder / "config.json", {"checkpoint_directories": list(VARIANTS)})
         for variant in VARIANTS:
-            _write_variant(folder / variant, variant, seed, decoder or {})
+            _write_variant(folder, variant, seed, decoder or {})
         config = vision_config((decoder or {}).get("hidden_size", _HIDDEN))
-        specs = vision_specs(LanceVisionConfig.from_dict(config, "tiny"))
-        write_json(folder / VISION_FOLDER / "config.json", config)
-        tensors = _random(specs, seed, "vision")
-        write_tensors(folder / VISION_FOLDER / VISION_FILE, tensors)
-        torch.save(_random(vae_specs(_VAE_WIDTHS), seed, "vae"), folder / VAE_PICKLE)
+        write_component(folder, VISION, config, seed=seed, streams={"vision": 1.0})
+        specs = list(vae_specs(_VAE_WIDTHS))
+        # Scales of the VAE's norms have more than one dim, like a filter.
+        gammas = {
+            spec.name: lambda noise: 1 + 0.1 * noise
+            for spec in specs
+            if spec.name.endswith(".gamma")
+        }
+        write_component(
+            folder, VAE, None, specs, seed=seed, streams={"vae": 1.0}, adjust=gammas
+        )
 
 
 def _write_variant(
-    folder: Path, variant: Variant, seed: int, decoder: Mapping[str, Any]
+    root: Path, variant: Variant, seed: int, decoder: Mapping[str, Any]
 ) -> None:
-    added = write_qwen_tokenizer(folder)
+    added = write_qwen_tokenizer(root / variant)
     config = {**transformer_config(added), **decoder}
     hidden = config["hidden_size"]
     specs = list(transformer_specs(LanceTransformerConfig.from_dict(config, "tiny")))
@@ -85,19 +77,8 @@ def _write_variant(
     if variant == "Lance_3B_Video":
         vision = LanceVisionConfig.from_dict(vision_config(hidden), "tiny")
         specs += vision_specs(vision, BUNDLED_VISION)
-    write_json(folder / "llm_config.json", config)
-    write_tensors(folder / TRANSFORMER_FILES[0], _random(specs, seed, variant))
-
-
-def _random(specs: Any, seed: int, stream: str) -> dict[str, Tensor]:
-    specs = list(specs)
-    # Scales of the VAE's norms have more than one dim, like a filter.
-    gammas = {
-        spec.name: lambda noise: 1 + 0.1 * noise
-        for spec in specs
-        if spec.name.endswith(".gamma")
-    }
-    return random_tensors(specs, seed=seed, streams={stream: 1.0}, adjust=gammas)
+    part = TRANSFORMERS[variant]
+    write_component(root, part, config, specs, seed=seed, streams={variant: 1.0})
 
 
 def transformer_config(added: dict[str, int]) -> dict[str, Any]:

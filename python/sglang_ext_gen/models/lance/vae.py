@@ -1,48 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Wan 2.2 video VAE: SGLang's class, filled from the vendor's file.
+"""Frames to latents and back through the Wan 2.2 video VAE, SGLang's class.
 
-Source: ``Wan2.2_VAE.pth`` of the release and the official latent conventions. The
-file is a pickle, so it is read with ``weights_only=True``, never otherwise, and must
-be a flat dict of exactly the tensors in ``tensors.vae_specs``. A converted
-``Wan2.2_VAE.safetensors`` beside it wins.
+Source: the official latent conventions. The file of the release is a pickle; how it is
+read is in ``checkpoint/pickles.py``.
 
 Convention of the official code: the noise of a sampled posterior is added after the
 mean was normalised and is itself not divided by the latents' deviation.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from sglang.multimodal_gen.configs.models.vaes import WanVAEConfig
-from sglang.multimodal_gen.configs.models.vaes.wanvae import WanVAEArchConfig
 from sglang.multimodal_gen.runtime.models.vaes.wanvae import AutoencoderKLWan
 from torch import Tensor
 
-from sglang_ext_gen.checkpoint.layout import StoredTensor, check_tensors, read_tensors
-from sglang_ext_gen.checkpoint.load import load_weights
-from sglang_ext_gen.checkpoint.pickles import (
-    convert_pickle,
-    describe_tensors,
-    read_pickle,
-)
-from sglang_ext_gen.checkpoint.rules import plan_steps, raise_problems
-from sglang_ext_gen.models.lance.config import (
-    FRAMES_PER_LATENT,
-    LATENT_CHANNELS,
-    PIXELS_PER_LATENT,
-)
-from sglang_ext_gen.models.lance.layout import find_files
-from sglang_ext_gen.models.lance.tensors import VaeWidths, vae_specs
+from sglang_ext_gen.models.lance.config import PIXELS_PER_LATENT
 from sglang_ext_gen.models.lance.tiling import Tiling, run_tiled
-from sglang_ext_gen.models.lance.weights import (
-    VAE_DECODER_RULES,
-    VAE_PICKLE,
-    VAE_RULES,
-    VAE_SAFETENSORS,
-)
 
 # fmt: off
 LATENTS_MEAN = (
@@ -62,50 +36,6 @@ LATENTS_STD = (
     0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
 )
 # fmt: on
-
-
-def load_vae(
-    root: Path, *, dtype: torch.dtype, device: torch.device, has_encoder: bool = True
-) -> AutoencoderKLWan:
-    """Build the VAE from the checkpoint root.
-
-    Args:
-        has_encoder: False leaves it on disk; tasks without a source do not need it.
-
-    Raises:
-        CheckpointError: There is no VAE file, or it is not exactly this VAE.
-    """
-    rules = VAE_RULES if has_encoder else VAE_DECODER_RULES
-    converted = root / VAE_SAFETENSORS
-    if converted.is_file():
-        widths = _check(read_tensors(converted), converted.name)
-        vae = _build(widths, dtype, has_encoder)
-        load_weights(vae, converted, rules, where=converted.name, device=device)
-        return vae.eval()
-    tensors = read_pickle(root / VAE_PICKLE)
-    widths = _check(describe_tensors(tensors, root / VAE_PICKLE), VAE_PICKLE)
-    vae = _build(widths, dtype, has_encoder)
-    plan = plan_steps(tensors, rules, where=VAE_PICKLE)
-    renamed = {
-        step.targets[0]: tensors[step.sources[0]].to(device, dtype)
-        for step in plan.steps
-    }
-    vae.load_state_dict(renamed, strict=True, assign=True)
-    return vae.eval()
-
-
-def convert(root: Path) -> list[Path]:
-    """Write ``Wan2.2_VAE.safetensors`` beside the pickle, same names and numbers.
-
-    Args:
-        root: The checkpoint, or one of its directories.
-
-    Raises:
-        CheckpointError: The pickle is not exactly this VAE.
-    """
-    source = find_files(root).root / VAE_PICKLE
-    stored = describe_tensors(read_pickle(source), source)
-    return [convert_pickle(source, vae_specs(_check(stored, source.name)))]
 
 
 @dataclass(frozen=True)
@@ -140,7 +70,7 @@ def encode(
     """Normalised latents of frames.
 
     Args:
-        vae: See ``load_vae``.
+        vae: Loaded.
         pixels: [1, 3, T, height, width] float32 in [-1, 1], T = 4 k + 1.
         tiling: How large frames are cut; None for not at all.
     """
@@ -173,7 +103,7 @@ def decode(
     """Frames of normalised latents.
 
     Args:
-        vae: See ``load_vae``.
+        vae: Loaded.
         latents: [F, h, w, C] float32.
         tiling: How large frames are cut; None for not at all.
 
@@ -198,35 +128,3 @@ def vae_dtype(vae: AutoencoderKLWan) -> torch.dtype:
 
 def _statistic(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device).view(1, -1, 1, 1, 1)
-
-
-def _build(
-    widths: VaeWidths, dtype: torch.dtype, has_encoder: bool
-) -> AutoencoderKLWan:
-    config = WanVAEConfig(
-        arch_config=WanVAEArchConfig(
-            base_dim=widths.encoder,
-            decoder_base_dim=widths.decoder,
-            z_dim=LATENT_CHANNELS,
-            is_residual=True,
-            in_channels=12,
-            out_channels=12,
-            patch_size=2,
-            scale_factor_spatial=PIXELS_PER_LATENT,
-            scale_factor_temporal=FRAMES_PER_LATENT,
-            latents_mean=LATENTS_MEAN,
-            latents_std=LATENTS_STD,
-        ),
-        load_encoder=has_encoder,
-        # Parallel encoding changes the latents of sources; decoding does not need it.
-        use_parallel_encode=False,
-        use_parallel_decode=False,
-    )
-    with torch.device("meta"):
-        return AutoencoderKLWan(config).to(dtype)
-
-
-def _check(stored: Mapping[str, StoredTensor], where: str) -> VaeWidths:
-    widths = VaeWidths.from_tensors(stored, where)
-    raise_problems(check_tensors(vae_specs(widths), stored, where=where), where)
-    return widths

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The understanding tower: Qwen2.5-VL's vision transformer.
+"""The vision tower: Qwen2.5-VL's vision transformer.
 
 Source: the released ``vit.safetensors`` and the architecture of transformers'
 ``Qwen2_5_VLVisionModel``. Pure PyTorch, so that the diffusion runtime and the language
 model runtime use the same one.
 
-Attention runs on segments: windows of 112 pixels in most layers, whole temporal
-patches in the others. Segments are gathered into one padded batch, so that a layer is
+Attention runs on groups: windows of 112 pixels in most layers, whole temporal
+patches in the others. Groups are gathered into one padded batch, so that a layer is
 one attention call however many windows there are.
 """
 
@@ -25,12 +25,12 @@ _NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Segments:
+class TokenGroups:
     """Rows of a token sequence that attend to each other, as a padded batch.
 
     Args:
-        rows: [segments, longest] int64; padding repeats row 0.
-        mask: [segments, 1, 1, longest] bool, or None when nothing is padded.
+        rows: [groups, longest] int64; padding repeats row 0.
+        mask: [groups, 1, 1, longest] bool, or None when nothing is padded.
         slots: [S] int64, where each token is in the flattened ``rows``.
     """
 
@@ -39,11 +39,11 @@ class Segments:
     slots: Tensor
 
 
-def make_segments(lengths: Tensor) -> Segments:
-    """Segments that follow each other.
+def make_groups(lengths: Tensor) -> TokenGroups:
+    """Groups that follow each other.
 
     Args:
-        lengths: [segments] int64 on the target device, each at least 1.
+        lengths: [groups] int64 on the target device, each at least 1.
     """
     longest = int(lengths.max())
     column = torch.arange(longest, device=lengths.device)
@@ -51,11 +51,11 @@ def make_segments(lengths: Tensor) -> Segments:
     starts = lengths.cumsum(0) - lengths
     rows = torch.where(valid, starts[:, None] + column, 0)
     mask = None if bool(valid.all()) else valid[:, None, None]
-    return Segments(rows, mask, valid.flatten().nonzero().flatten())
+    return TokenGroups(rows, mask, valid.flatten().nonzero().flatten())
 
 
 class LanceVisionAttention(nn.Module):
-    """Attention inside segments, rotated by the patch's row and column."""
+    """Attention inside groups, rotated by the patch's row and column."""
 
     def __init__(self, config: LanceVisionConfig) -> None:
         super().__init__()
@@ -64,16 +64,16 @@ class LanceVisionAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], segments: Segments
+        self, x: Tensor, rope: tuple[Tensor, Tensor], groups: TokenGroups
     ) -> Tensor:
         """x: [S, D] -> [S, D]."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.unbind(dim=1)  # each [S, H, d]
         q, k = (apply_rotary(part.float(), *rope).to(v.dtype) for part in (q, k))
-        q, k, v = (part[segments.rows].transpose(1, 2) for part in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=segments.mask)
-        out = out.transpose(1, 2).flatten(2).flatten(0, 1)  # [segments * longest, D]
-        return self.proj(out[segments.slots])
+        q, k, v = (part[groups.rows].transpose(1, 2) for part in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=groups.mask)
+        out = out.transpose(1, 2).flatten(2).flatten(0, 1)  # [groups * longest, D]
+        return self.proj(out[groups.slots])
 
 
 class LanceVisionMLP(nn.Module):
@@ -102,10 +102,10 @@ class LanceVisionBlock(nn.Module):
         self.mlp = LanceVisionMLP(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], segments: Segments
+        self, x: Tensor, rope: tuple[Tensor, Tensor], groups: TokenGroups
     ) -> Tensor:
         """x: [S, D] -> [S, D]."""
-        x = x + self.attn(self.norm1(x), rope, segments)
+        x = x + self.attn(self.norm1(x), rope, groups)
         return x + self.mlp(self.norm2(x))
 
 
@@ -169,8 +169,8 @@ class LanceVisionTransformer(nn.Module):
         x = self.patch_embed(patches.to(self.patch_embed.proj.weight.dtype))
         x = x.view(-1, unit, x.shape[-1])[order].flatten(0, 1)
         rope = self._rope(grid, order)
-        windows = make_segments(window_lengths * unit)
-        frames = make_segments(torch.full((grid[0],), grid[1] * grid[2], device=device))
+        windows = make_groups(window_lengths * unit)
+        frames = make_groups(torch.full((grid[0],), grid[1] * grid[2], device=device))
         for index, block in enumerate(self.blocks):
             is_full = index in self.config.fullatt_block_indexes
             x = block(x, rope, frames if is_full else windows)

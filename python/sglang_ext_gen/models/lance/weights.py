@@ -14,15 +14,8 @@ from sglang_ext_gen.checkpoint.rules import (
     with_prefix,
 )
 
-# File of a checkpoint directory; the first that exists is used.
-TRANSFORMER_FILES = ("model.safetensors", "ema.safetensors")
-VISION_FOLDER = "Qwen2.5-VL-ViT"
-VISION_FILE = "vit.safetensors"
 # Prefix of the vision tower that Lance_3B_Video bundles.
 BUNDLED_VISION = "vit_model."
-VAE_PICKLE = "Wan2.2_VAE.pth"
-VAE_SAFETENSORS = "Wan2.2_VAE.safetensors"
-
 _LAYER = "language_model.model.layers.{i}"
 
 

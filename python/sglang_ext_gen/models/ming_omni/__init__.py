@@ -16,7 +16,8 @@ The image generator, on SGLang's diffusion runtime, in the order of a request:
     dit.py                    caption and latents -> direction          [B, c, h, w]
     schedule.py               noise levels, guidance, Euler step
     stages.py pipeline.py     all of it as SGLang stages
-    config.py tensors.py layout.py weights.py loaders.py                checkpoint side
+    checkpoint.py             the parts of a checkpoint, as a table
+    config.py tensors.py weights.py build.py     what its rows name
 
 The generator never imports ``thinker/``: it talks to a server.
 
@@ -33,14 +34,12 @@ FAMILY = ModelFamily(
     title="Ming-flash-omni 2.0",
     package=__name__,
     pipeline="pipeline:MingOmniImagePipeline",
-    pipeline_config="pipeline_config:MingImagePipelineConfig",
-    sampling_params="sampling_params:MingImageSamplingParams",
-    check_checkpoint="layout:check_checkpoint",
-    recognises="layout:recognises",
+    pipeline_config="pipeline_config:MingOmniPipelineConfig",
+    sampling_params="sampling_params:MingOmniSamplingParams",
     hf_model_paths=("inclusionAI/Ming-flash-omni-2.0",),
     http_routes=("/v1/images/generations", "/v1/images/edits"),
     demo_chat="demo:demo_chat",
-    convert="loaders:convert",
+    convert="build:convert",
     language_model="ming_omni",
     thinker_url_option="thinker_url",
 )
@@ -50,7 +49,7 @@ LANGUAGE_MODEL = LanguageModel(
     title="Ming-flash-omni 2.0 (thinker)",
     package=__name__,
     architecture="BailingMM2NativeForConditionalGeneration",
-    check_checkpoint="thinker.layout:check_checkpoint",
-    recognises="thinker.layout:recognises",
+    check_checkpoint="thinker.checkpoint:check_checkpoint",
+    recognises="thinker.checkpoint:recognises",
     write_tiny="thinker.tiny:write_tiny",
 )

@@ -8,7 +8,7 @@ Of the vocabulary only the order matters: ByT5's bytes, then one token per color
 one per font, in the order of their files.
 """
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,13 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm, T5Stack
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ming_omni.config import GlyphConfig
 
-# ``cn-Kai`` has a token of its own language; any other prefix has none.
-_LANGUAGES = ("cn", "en", "jp", "kr")
-
 
 class GlyphMapper(nn.Module):
     """``byt5_mapper.pt``: T5 blocks, a projection, and norms behind both."""
 
     def __init__(self, config: GlyphConfig) -> None:
         super().__init__()
-        t5 = t5_config(config, layers=config.num_mapper_layers)
+        t5 = t5_config(config, num_layers=config.mapper_layers)
         self.stack = _stack(t5)
         self.stack.embed_tokens = nn.Identity()  # it is fed rows, not tokens
         self.channel_mapper = nn.Linear(t5.d_model, config.width)
@@ -46,13 +43,12 @@ class GlyphEncoder(nn.Module):
 
     Args:
         config: Of ``byt5/``.
-        vocabulary: Rows of the embedding.
     """
 
-    def __init__(self, config: GlyphConfig, vocabulary: int) -> None:
+    def __init__(self, config: GlyphConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = _stack(t5_config(config, vocabulary=vocabulary))
+        self.encoder = _stack(t5_config(config, vocab_size=config.vocab_size))
         self.mapper = GlyphMapper(config)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -70,15 +66,9 @@ class GlyphEncoder(nn.Module):
         return mapped * mask[..., None]
 
 
-def t5_config(
-    config: GlyphConfig, *, layers: int | None = None, vocabulary: int | None = None
-) -> T5Config:
+def t5_config(config: GlyphConfig, **changes: int) -> T5Config:
     """Transformers' configuration of one of the two stacks."""
-    values = dict(config.t5)
-    if layers is not None:
-        values["num_layers"] = layers
-    if vocabulary is not None:
-        values["vocab_size"] = vocabulary
+    values = {**asdict(config.t5), **changes}
     return T5Config(**values, use_cache=False, is_encoder_decoder=False)
 
 
@@ -93,10 +83,10 @@ def load_glyph_tokenizer(folder: Path, config: GlyphConfig) -> ByT5Tokenizer:
 
     Args:
         folder: ``byt5/`` of the checkpoint.
-        config: Which files to use.
+        config: Says where it is, and the tokens.
 
     Raises:
-        CheckpointError: A file is missing or damaged.
+        CheckpointError: It is missing or damaged.
     """
     try:
         tokenizer = ByT5Tokenizer.from_pretrained(str(folder / config.tokenizer_folder))
@@ -105,27 +95,8 @@ def load_glyph_tokenizer(folder: Path, config: GlyphConfig) -> ByT5Tokenizer:
             f"byt5/{config.tokenizer_folder}: its tokenizer is missing or damaged: "
             f"{error}"
         ) from error
-    tokenizer.add_tokens(special_tokens(folder, config), special_tokens=True)
+    tokenizer.add_tokens(list(config.tokens), special_tokens=True)
     return tokenizer
-
-
-def special_tokens(folder: Path, config: GlyphConfig) -> list[str]:
-    """Tokens behind ByT5's own, in order, each once.
-
-    Raises:
-        CheckpointError: A file is missing or damaged.
-    """
-    tokens: list[str] = []
-    if config.color_file is not None:
-        colors = _read_names(folder / config.color_file)
-        tokens += [f"<color-{index}>" for index in range(len(colors))]
-    if config.font_file is not None:
-        for name, index in _read_names(folder / config.font_file).items():
-            language = name.partition("-")[0]
-            has_language = config.is_multilingual and language in _LANGUAGES
-            prefix = f"{language}-" if has_language else ""
-            tokens.append(f"<{prefix}font-{index}>")
-    return list(dict.fromkeys(tokens))
 
 
 def tokenize(
@@ -142,13 +113,3 @@ def tokenize(
     padded[0, : len(ids)] = torch.tensor(ids)
     mask[0, : len(ids)] = 1
     return padded, mask
-
-
-def _read_names(file: Path) -> dict[str, Any]:
-    try:
-        names = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is missing or damaged: {error}") from error
-    if not isinstance(names, dict):
-        raise CheckpointError(f"{file} is no table of names")
-    return names

@@ -8,13 +8,14 @@ which for ``mlp/config.json`` is never the released value. Imports nothing heavy
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
+from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.checkpoint.released_config import (
-    read_fields,
+    StrictConfig,
     refuse_unknown_keys,
     require,
-    require_object,
     require_values,
 )
 from sglang_ext_gen.errors import ConfigError
@@ -25,12 +26,25 @@ TOKEN_MULTIPLE = 32
 MODULATION_WIDTH = 256
 TIME_FREQUENCIES, TIME_HIDDEN = 256, 1024
 PATCH = 2
+# Of the VAE; each but the last halves the picture, to 8 pixels a latent.
+VAE_STAGES = 4
+# Of a mlp/config.json that names none, as in the official code.
+DEFAULT_SCALES = (4, 8, 16)
+# In byt5/.
+GLYPH_FILE = "byt5.json"
+# ``cn-Kai`` has a token of its own language; any other prefix has none.
+_LANGUAGES = ("cn", "en", "jp", "kr")
 
 Values = Mapping[str, Any]
+_METADATA = {
+    "_class_name": "checked above",
+    "_diffusers_version": "says who wrote the file",
+    "_name_or_path": "says where the file came from",
+}
 
 
 @dataclass(frozen=True)
-class ConnectorConfig:
+class ConnectorConfig(StrictConfig):
     """The connector: a Qwen2 decoder that is run without a causal mask."""
 
     vocab_size: int
@@ -42,6 +56,33 @@ class ConnectorConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
+
+    fixed: ClassVar[Values] = {
+        "hidden_act": "silu",
+        "rope_scaling": None,
+        "use_sliding_window": False,
+        "model_type": "qwen2",
+    }
+    ignored: ClassVar[Values] = {
+        "_attn_implementation_autoset": "chosen here",
+        "_name_or_path": "says where the file came from",
+        "architectures": "only the base model is used",
+        "attention_dropout": "inference",
+        "bos_token_id": "the connector sees no tokens",
+        "dtype": "precision is chosen at run time",
+        "eos_token_id": "the connector sees no tokens",
+        "initializer_range": "training",
+        "layer_types": "required to be full attention",
+        "max_position_embeddings": "there are as many positions as query tokens",
+        "max_window_layers": "there is no sliding window",
+        "pad_token_id": "the connector sees no tokens",
+        "sliding_window": "there is no sliding window",
+        "tie_word_embeddings": "the language head is not used",
+        "torch_dtype": "older spelling of dtype",
+        "transformers_version": "says who wrote the file",
+        "use_cache": "one forward pass",
+        "use_mrope": "text positions are equal on all axes",
+    }
 
     @classmethod
     def from_dict(cls, values: Values, where: str) -> Self:
@@ -56,16 +97,6 @@ class ConnectorConfig:
         require_values(rope, {"rope_type": "default"}, where)
         if "rope_theta" in rope:
             flat["rope_theta"] = rope["rope_theta"]
-        require_values(
-            flat,
-            {
-                "hidden_act": "silu",
-                "rope_scaling": None,
-                "use_sliding_window": False,
-                "model_type": "qwen2",
-            },
-            where,
-        )
         layers = require(flat, "num_hidden_layers", where)
         types = flat.get("layer_types")
         if types is not None and types != ["full_attention"] * layers:
@@ -73,11 +104,11 @@ class ConnectorConfig:
         heads = require(flat, "num_attention_heads", where)
         if not flat.get("head_dim"):
             flat["head_dim"] = require(flat, "hidden_size", where) // heads
-        return read_fields(cls, flat, where, _CONNECTOR_IGNORED)
+        return super().from_dict(flat, where)
 
 
 @dataclass(frozen=True)
-class BridgeConfig:
+class BridgeConfig(StrictConfig):
     """``mlp/config.json``: how query states become the transformer's caption.
 
     Args:
@@ -90,6 +121,20 @@ class BridgeConfig:
     img_gen_scales: tuple[int, ...]
     text_encoder_norm: bool
 
+    defaults: ClassVar[Values] = {
+        "diffusion_c_input_dim": 2048,
+        "img_gen_scales": list(DEFAULT_SCALES),
+        "text_encoder_norm": False,
+    }
+    ignored: ClassVar[Values] = {
+        "_name_or_path": "says where the file came from",
+        "architectures": "there is one kind",
+        "dtype": "precision is chosen at run time",
+        "model_type": "there is one kind",
+        "torch_dtype": "precision is chosen at run time",
+        "transformers_version": "says who wrote the file",
+    }
+
     @property
     def num_query_tokens(self) -> int:
         """Rows of the last scale."""
@@ -97,20 +142,12 @@ class BridgeConfig:
 
     @classmethod
     def from_dict(cls, values: Values, where: str) -> Self:
-        """Read the file, with the official loader's defaults.
+        """Read the file.
 
         Raises:
             ConfigError: A key is unknown, or the file describes another generator.
         """
-        # What the official loader takes a missing key for.
-        flat = {
-            "diffusion_c_input_dim": 2048,
-            "img_gen_scales": [4, 8, 16],
-            "dit_type": "sd3",
-            "use_identity_mlp": False,
-            "text_encoder_norm": False,
-            **values,
-        }
+        flat = {"dit_type": "sd3", "use_identity_mlp": False, **values}
         if "zimage" not in str(flat.pop("dit_type")):
             raise ConfigError(
                 f"{where}: dit_type is {values.get('dit_type', 'sd3')!r}, expected "
@@ -121,11 +158,11 @@ class BridgeConfig:
                 f"{where}: use_identity_mlp is not true; the release has no further "
                 "MLP behind the connector, and this package none either"
             )
-        return read_fields(cls, flat, where, _BRIDGE_IGNORED)
+        return super().from_dict(flat, where)
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(StrictConfig):
     """The Z-Image transformer."""
 
     in_channels: int
@@ -139,6 +176,15 @@ class TransformerConfig:
     t_scale: float
     axes_dims: tuple[int, int, int]
     axes_lens: tuple[int, int, int]
+
+    fixed: ClassVar[Values] = {
+        "all_patch_size": [PATCH],
+        "all_f_patch_size": [1],
+        "qk_norm": True,
+        "siglip_feat_dim": None,
+        "_class_name": "ZImageTransformer2DModel",
+    }
+    ignored: ClassVar[Values] = {**_METADATA, "n_kv_heads": "required to be n_heads"}
 
     @property
     def head_dim(self) -> int:
@@ -160,19 +206,8 @@ class TransformerConfig:
         Raises:
             ConfigError: A key is unknown or missing, or asks for what we do not have.
         """
-        require_values(
-            values,
-            {
-                "all_patch_size": [PATCH],
-                "all_f_patch_size": [1],
-                "n_kv_heads": values.get("n_heads"),
-                "qk_norm": True,
-                "siglip_feat_dim": None,
-                "_class_name": "ZImageTransformer2DModel",
-            },
-            where,
-        )
-        config = read_fields(cls, values, where, _TRANSFORMER_IGNORED)
+        require_values(values, {"n_kv_heads": values.get("n_heads")}, where)
+        config = super().from_dict(values, where)
         if config.dim % config.n_heads or sum(config.axes_dims) != config.head_dim:
             raise ConfigError(
                 f"{where}: dim {config.dim} over {config.n_heads} heads does not give "
@@ -184,7 +219,7 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(StrictConfig):
     """The VAE, diffusers' AutoencoderKL."""
 
     in_channels: int
@@ -198,9 +233,23 @@ class AutoencoderConfig:
     shift_factor: float
     mid_block_add_attention: bool
 
-    @property
-    def pixels_per_latent(self) -> int:
-        return 2 ** (len(self.block_out_channels) - 1)
+    fixed: ClassVar[Values] = {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * VAE_STAGES,
+        "up_block_types": ["UpDecoderBlock2D"] * VAE_STAGES,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "latents_mean": None,
+        "latents_std": None,
+        "in_channels": 3,
+        "out_channels": 3,
+    }
+    defaults: ClassVar[Values] = {"mid_block_add_attention": True}
+    ignored: ClassVar[Values] = {
+        **_METADATA,
+        "force_upcast": "the official pipeline ignores it; precision is a choice",
+    }
 
     @classmethod
     def from_dict(cls, values: Values, where: str) -> Self:
@@ -209,246 +258,203 @@ class AutoencoderConfig:
         Raises:
             ConfigError: A key is unknown or missing, or asks for what we do not have.
         """
-        blocks = len(require(values, "block_out_channels", where))
-        flat = {"mid_block_add_attention": True, **values}
-        require_values(
-            flat,
-            {
-                "_class_name": "AutoencoderKL",
-                "act_fn": "silu",
-                "down_block_types": ["DownEncoderBlock2D"] * blocks,
-                "up_block_types": ["UpDecoderBlock2D"] * blocks,
-                "use_quant_conv": False,
-                "use_post_quant_conv": False,
-                "latents_mean": None,
-                "latents_std": None,
-                "in_channels": 3,
-                "out_channels": 3,
-            },
-            where,
-        )
-        return read_fields(cls, flat, where, _VAE_IGNORED)
+        config = super().from_dict(values, where)
+        stages = len(config.block_out_channels)
+        if stages != VAE_STAGES:
+            raise ConfigError(
+                f"{where}: block_out_channels has {stages} stages, "
+                f"expected {VAE_STAGES}"
+            )
+        return config
 
 
 @dataclass(frozen=True)
-class SchedulerConfig:
+class SchedulerConfig(StrictConfig):
     """Flow matching with Euler steps; the shift is static in the release."""
 
     num_train_timesteps: int
     shift: float
     use_dynamic_shifting: bool
 
-    @classmethod
-    def from_dict(cls, values: Values, where: str) -> Self:
-        """Read ``scheduler/scheduler_config.json``.
+    defaults: ClassVar[Values] = {
+        "num_train_timesteps": 1000,
+        "shift": 1.0,
+        "use_dynamic_shifting": False,
+    }
+    # Options of diffusers' scheduler that would change the noise levels.
+    fixed: ClassVar[Values] = {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "invert_sigmas": False,
+        "shift_terminal": None,
+        "stochastic_sampling": False,
+        "time_shift_type": "exponential",
+        "use_beta_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_karras_sigmas": False,
+    }
+    ignored: ClassVar[Values] = {
+        **_METADATA,
+        "base_image_seq_len": "constants of the official pipeline are used",
+        "base_shift": "constants of the official pipeline are used",
+        "max_image_seq_len": "constants of the official pipeline are used",
+        "max_shift": "constants of the official pipeline are used",
+    }
+
+
+@dataclass(frozen=True)
+class GlyphVocabulary(StrictConfig):
+    """``byt5_config`` of ``byt5.json``: files, and which tokens there are."""
+
+    byt5_ckpt_path: str
+    font_ann_path: str
+    color_ann_path: str
+    special_token: bool
+    color_special_token: bool
+    font_special_token: bool
+    multilingual: bool
+
+    defaults: ClassVar[Values] = {
+        "special_token": False,
+        "color_special_token": False,
+        "font_special_token": False,
+        "multilingual": False,
+    }
+    ignored: ClassVar[Values] = {"byt5_name": "the files count"}
+
+    def tokens(self, folder: Path) -> tuple[str, ...]:
+        """Tokens behind ByT5's own, in order, each once.
+
+        Args:
+            folder: ``byt5/``, of which the tables of colors and fonts are read.
 
         Raises:
-            ConfigError: A key is unknown, or asks for what we do not have.
+            CheckpointError: One is missing or damaged.
         """
-        flat = {
-            "num_train_timesteps": 1000,
-            "shift": 1.0,
-            "use_dynamic_shifting": False,
-            **values,
-        }
-        require_values(flat, _SCHEDULER_FIXED, where)
-        return read_fields(cls, flat, where, {*_SCHEDULER_FIXED, *_SCHEDULER_IGNORED})
+        tokens: list[str] = []
+        if self.special_token and self.color_special_token:
+            colors = read_json(folder / self.color_ann_path)
+            tokens += [f"<color-{index}>" for index in range(len(colors))]
+        if self.special_token and self.font_special_token:
+            for name, index in read_json(folder / self.font_ann_path).items():
+                language = name.partition("-")[0]
+                has_language = self.multilingual and language in _LANGUAGES
+                prefix = f"{language}-" if has_language else ""
+                tokens.append(f"<{prefix}font-{index}>")
+        return tuple(dict.fromkeys(tokens))
+
+
+@dataclass(frozen=True)
+class GlyphMapperConfig(StrictConfig):
+    """``byt5_mapper_config`` of ``byt5.json``."""
+
+    num_layers: int
+    sdxl_channels: int
+
+
+@dataclass(frozen=True)
+class T5Sizes(StrictConfig):
+    """The T5 configuration beside ByT5's tokenizer, as Transformers names it."""
+
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_heads: int
+    num_layers: int
+    vocab_size: int
+    layer_norm_epsilon: float
+    relative_attention_num_buckets: int
+    relative_attention_max_distance: int
+    feed_forward_proj: str
+
+    # ByT5's own file, which is older than some keys, leaves these out.
+    defaults: ClassVar[Values] = {
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+    }
+    fixed: ClassVar[Values] = {
+        "model_type": "t5",
+        "feed_forward_proj": "gated-gelu",
+        "dense_act_fn": "gelu_new",
+        "is_gated_act": True,
+    }
+    ignored: ClassVar[Values] = {
+        "_name_or_path": "says where the file came from",
+        "architectures": "only the encoder is used",
+        "classifier_dropout": "inference",
+        "decoder_start_token_id": "only the encoder is used",
+        "dropout_rate": "inference",
+        "dtype": "precision is chosen at run time",
+        "eos_token_id": "tokens come from the tokenizer",
+        "gradient_checkpointing": "inference",
+        "initializer_factor": "training",
+        "is_decoder": "only the encoder is used",
+        "is_encoder_decoder": "only the encoder is used",
+        "num_decoder_layers": "only the encoder is used",
+        "output_past": "only the encoder is used",
+        "pad_token_id": "tokens come from the tokenizer",
+        "scale_decoder_outputs": "only the encoder is used",
+        "tie_word_embeddings": "only the encoder is used",
+        "tokenizer_class": "ByT5",
+        "torch_dtype": "older spelling of dtype",
+        "transformers_version": "says who wrote the file",
+        "use_cache": "one forward pass",
+    }
+
+
+@dataclass(frozen=True)
+class GlyphFile(StrictConfig):
+    """``byt5.json``: the glyph encoder's parts."""
+
+    byt5_max_length: int
+    byt5_config: GlyphVocabulary
+    byt5_mapper_config: GlyphMapperConfig
+
+    fixed: ClassVar[Values] = {"byt5_mapper_type": "T5EncoderBlockByT5Mapper"}
 
 
 @dataclass(frozen=True)
 class GlyphConfig:
-    """The glyph encoder: ByT5 and its mapper, from three files.
+    """The glyph encoder: ByT5 and its mapper, from the files in ``byt5/``.
 
     Args:
         max_length: Tokens, padding included.
-        num_mapper_layers: Blocks of the mapper.
         width: Of the mapper's output.
+        mapper_layers: Blocks of the mapper.
         tokenizer_folder: Inside ``byt5/``.
-        color_file, font_file: Inside ``byt5/``; None where the release's vocabulary
-            has no such tokens.
-        is_multilingual: Whether font tokens carry their language.
-        t5: Keys of the T5 configuration that matter, as Transformers names them.
+        tokens: Those behind ByT5's own: colors, then fonts.
+        t5: Sizes of ByT5 and, but for its layers, of the mapper.
     """
 
     max_length: int
-    num_mapper_layers: int
     width: int
+    mapper_layers: int
     tokenizer_folder: str
-    color_file: str | None
-    font_file: str | None
-    is_multilingual: bool
-    t5: dict[str, Any]
+    tokens: tuple[str, ...]
+    t5: T5Sizes
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: bytes, colors, fonts."""
+        return self.t5.vocab_size + len(self.tokens)
 
     @classmethod
-    def from_dicts(cls, values: Values, where: str, t5: Values, t5_where: str) -> Self:
-        """From ``byt5.json`` and the T5 configuration that it names.
+    def read(cls, folder: Path) -> Self:
+        """Read ``byt5.json`` and the files that it names.
 
         Raises:
+            CheckpointError: A file is missing or damaged.
             ConfigError: A key is unknown or missing, or asks for what we do not have.
         """
-        refuse_unknown_keys(values, _GLYPH_KEYS, where)
-        require_values(values, {"byt5_mapper_type": "T5EncoderBlockByT5Mapper"}, where)
-        byt5 = glyph_section(values, where)
-        mapper = require_object(values, "byt5_mapper_config", where)
-        refuse_unknown_keys(mapper, ("num_layers", "sdxl_channels"), where)
-        t5 = {**_T5_DEFAULTS, **t5}
-        require_values(t5, _T5_FIXED, t5_where)
-        refuse_unknown_keys(t5, {*_T5_FIXED, *_T5_USED, *_T5_IGNORED}, t5_where)
-        has_special = byt5.get("special_token", False)
+        where = f"{folder.name}/{GLYPH_FILE}"
+        file = GlyphFile.from_dict(read_json(folder / GLYPH_FILE), where)
+        tokenizer = file.byt5_config.byt5_ckpt_path
+        t5 = Path(tokenizer) / "config.json"
         return cls(
-            max_length=_count(values, "byt5_max_length", where),
-            num_mapper_layers=_count(mapper, "num_layers", where),
-            width=_count(mapper, "sdxl_channels", where),
-            tokenizer_folder=byt5["byt5_ckpt_path"],
-            color_file=(
-                byt5["color_ann_path"]
-                if has_special and byt5.get("color_special_token")
-                else None
-            ),
-            font_file=(
-                byt5["font_ann_path"]
-                if has_special and byt5.get("font_special_token")
-                else None
-            ),
-            is_multilingual=byt5.get("multilingual", False),
-            t5={key: require(t5, key, t5_where) for key in _T5_USED},
+            max_length=file.byt5_max_length,
+            width=file.byt5_mapper_config.sdxl_channels,
+            mapper_layers=file.byt5_mapper_config.num_layers,
+            tokenizer_folder=tokenizer,
+            tokens=file.byt5_config.tokens(folder),
+            t5=T5Sizes.from_dict(read_json(folder / t5), f"{folder.name}/{t5}"),
         )
-
-
-def glyph_section(values: Values, where: str) -> Values:
-    """``byt5_config`` of ``byt5.json``, which names the other files."""
-    byt5 = require_object(values, "byt5_config", where)
-    refuse_unknown_keys(byt5, _BYT5_KEYS, f"{where}: byt5_config")
-    for key in ("byt5_ckpt_path", "font_ann_path", "color_ann_path"):
-        if not isinstance(require(byt5, key, where), str):
-            raise ConfigError(f"{where}: {key} is {byt5[key]!r}, expected a path")
-    return byt5
-
-
-def _count(values: Values, key: str, where: str) -> int:
-    value = require(values, key, where)
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{where}: {key} is {value!r}, expected a positive integer")
-    return value
-
-
-_METADATA = {
-    "_class_name": "checked above",
-    "_diffusers_version": "says who wrote the file",
-    "_name_or_path": "says where the file came from",
-}
-_CONNECTOR_IGNORED = {
-    "_attn_implementation_autoset": "chosen here",
-    "_name_or_path": "says where the file came from",
-    "architectures": "only the base model is used",
-    "attention_dropout": "inference",
-    "bos_token_id": "the connector sees no tokens",
-    "dtype": "precision is chosen at run time",
-    "eos_token_id": "the connector sees no tokens",
-    "hidden_act": "required to be silu",
-    "initializer_range": "training",
-    "layer_types": "required to be full attention",
-    "max_position_embeddings": "there are as many positions as query tokens",
-    "max_window_layers": "there is no sliding window",
-    "model_type": "required to be qwen2",
-    "pad_token_id": "the connector sees no tokens",
-    "rope_scaling": "required to be null",
-    "sliding_window": "there is no sliding window",
-    "tie_word_embeddings": "the language head is not used",
-    "torch_dtype": "older spelling of dtype",
-    "transformers_version": "says who wrote the file",
-    "use_cache": "one forward pass",
-    "use_mrope": "text positions are equal on all axes",
-    "use_sliding_window": "required to be false",
-}
-_BRIDGE_IGNORED = {
-    "_name_or_path": "says where the file came from",
-    "architectures": "there is one kind",
-    "dtype": "precision is chosen at run time",
-    "model_type": "there is one kind",
-    "torch_dtype": "precision is chosen at run time",
-    "transformers_version": "says who wrote the file",
-}
-_TRANSFORMER_IGNORED = {
-    **_METADATA,
-    "all_f_patch_size": "required to be [1]",
-    "all_patch_size": "required to be [2]",
-    "n_kv_heads": "required to be n_heads",
-    "qk_norm": "required to be true",
-    "siglip_feat_dim": "required to be null",
-}
-_VAE_IGNORED = {
-    **_METADATA,
-    "act_fn": "required to be silu",
-    "down_block_types": "required to be the plain ones",
-    "up_block_types": "required to be the plain ones",
-    "force_upcast": "the official pipeline ignores it; precision is chosen at run time",
-    "latents_mean": "required to be null",
-    "latents_std": "required to be null",
-    "use_post_quant_conv": "required to be false",
-    "use_quant_conv": "required to be false",
-}
-# Options of diffusers' scheduler that would change the noise levels.
-_SCHEDULER_FIXED = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "invert_sigmas": False,
-    "shift_terminal": None,
-    "stochastic_sampling": False,
-    "time_shift_type": "exponential",
-    "use_beta_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_karras_sigmas": False,
-}
-_SCHEDULER_IGNORED = {
-    **_METADATA,
-    "base_image_seq_len": "constants of the official pipeline are used",
-    "base_shift": "constants of the official pipeline are used",
-    "max_image_seq_len": "constants of the official pipeline are used",
-    "max_shift": "constants of the official pipeline are used",
-}
-_GLYPH_KEYS = (
-    *("byt5_config", "byt5_mapper_type", "byt5_mapper_config", "byt5_max_length"),
-)
-_BYT5_KEYS = (
-    *("byt5_ckpt_path", "byt5_name", "special_token", "color_special_token"),
-    *("font_special_token", "font_ann_path", "color_ann_path", "multilingual"),
-)
-_T5_USED = (
-    *("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size"),
-    *("layer_norm_epsilon", "relative_attention_num_buckets"),
-    *("relative_attention_max_distance", "feed_forward_proj"),
-)
-# ByT5's own file, which is older than some keys, leaves these out.
-_T5_DEFAULTS = {
-    "layer_norm_epsilon": 1e-6,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-}
-_T5_FIXED = {
-    "model_type": "t5",
-    "feed_forward_proj": "gated-gelu",
-    "dense_act_fn": "gelu_new",
-    "is_gated_act": True,
-}
-_T5_IGNORED = {
-    "_name_or_path": "says where the file came from",
-    "architectures": "only the encoder is used",
-    "classifier_dropout": "inference",
-    "decoder_start_token_id": "only the encoder is used",
-    "dropout_rate": "inference",
-    "dtype": "precision is chosen at run time",
-    "eos_token_id": "tokens come from the tokenizer",
-    "gradient_checkpointing": "inference",
-    "initializer_factor": "training",
-    "is_decoder": "only the encoder is used",
-    "is_encoder_decoder": "only the encoder is used",
-    "num_decoder_layers": "only the encoder is used",
-    "output_past": "only the encoder is used",
-    "pad_token_id": "tokens come from the tokenizer",
-    "scale_decoder_outputs": "only the encoder is used",
-    "tie_word_embeddings": "only the encoder is used",
-    "tokenizer_class": "ByT5",
-    "torch_dtype": "older spelling of dtype",
-    "transformers_version": "says who wrote the file",
-    "use_cache": "one forward pass",
-}

@@ -37,6 +37,7 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "Longest time that a request waits for the thinker, in seconds.",
         minimum=1,
         maximum=3600,
+        default=300.0,
     ),
 )
 

@@ -22,8 +22,6 @@ from sglang_ext_gen.request.fields import (
     check_prompt,
 )
 
-DEFAULT_STEPS = 30
-DEFAULT_GUIDANCE = 2.0
 DEFAULT_SIDE = 1024
 DEFAULT_HIGHRES = 1024
 # Each costs the thinker up to 4096 tokens; the first is the one that is redrawn.
@@ -42,12 +40,14 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "strs",
         "What to draw, or how to change the picture.",
         max_length=16_384,
+        batched_apart=False,
     ),
     RequestField(
         "negative_prompt",
         "str",
         "What not to draw; costs a second run of the thinker. None by default.",
         max_length=16_384,
+        batched_apart=False,
     ),
     RequestField(
         "byt5_text",
@@ -55,6 +55,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "Words to letter into the picture, instead of those that the prompt quotes; "
         "empty for none.",
         max_length=4096,
+        batched_apart=False,
     ),
     RequestField(
         "image_path",
@@ -63,6 +64,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "first is redrawn.",
         max_length=4096,
         interfaces="cli",
+        batched_apart=False,
     ),
     RequestField("width", "int", "Width in pixels.", **_SIDE),
     RequestField("height", "int", "Height in pixels.", **_SIDE),
@@ -72,10 +74,18 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "Which of the trained sizes (512, 672 or 1024) an edit without a size takes.",
         minimum=min(BUCKETS),
         maximum=max(BUCKETS),
+        batched_apart=False,
     ),
     NUM_OUTPUTS,
     SEED,
-    RequestField("num_inference_steps", "int", "Euler steps.", minimum=1, maximum=200),
+    RequestField(
+        "num_inference_steps",
+        "int",
+        "Euler steps.",
+        minimum=1,
+        maximum=200,
+        default=30,
+    ),
     RequestField(
         "guidance_scale",
         "float",
@@ -83,24 +93,13 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "step.",
         minimum=0,
         maximum=100,
+        default=2.0,
     ),
 )
 
 
 def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the fields of a request, each alone and all together.
-
-    Args:
-        values: Fields that the user gave; ``None`` means not given. Names that
-            are not in ``REQUEST_FIELDS`` are not looked at.
-
-    Returns:
-        The given fields in their own types.
-
-    Raises:
-        RequestError: Names the first field that cannot be used, its value and
-            what is allowed.
-    """
+    """Check the fields of a request, alone and together; see ``ModelFamily``."""
     checked = check_given(REQUEST_FIELDS, values)
     check_prompt(checked.get("prompt"))
     for prompt in as_paths(checked["prompt"]):

@@ -2,7 +2,7 @@
 """Conditioning, denoising and decoding of the image generator as SGLang stages.
 
 Source: the official generation method and pipeline. What one stage hands to the next:
-under ``CONDITIONING`` in ``batch.extra`` one ``MingConditioning``, then
+under ``CONDITIONING`` in ``batch.extra`` one ``MingOmniConditioning``, then
 ``batch.latents`` ([n, C, h, w] float32, n pictures of the request), then the pictures.
 
 Requests that arrive as a group (several prompts, several outputs a prompt) ask the
@@ -15,8 +15,9 @@ thinker together and are denoised as one batch wherever their shapes agree.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalCall=false
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +32,10 @@ from sglang.multimodal_gen.runtime.distributed.parallel_state import (
     get_world_group,
 )
 from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
-from sglang.multimodal_gen.runtime.managers.memory_managers.component_manager import (
-    ComponentUse,
-)
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
     OutputBatch,
     Req,
 )
-from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from torch import Tensor, nn
 
@@ -49,15 +46,17 @@ from sglang_ext_gen.diffusion.denoising import (
     step_timer,
 )
 from sglang_ext_gen.diffusion.postprocess import from_levels, to_levels
+from sglang_ext_gen.diffusion.stage import FamilyStage, output_batch
 from sglang_ext_gen.errors import ExtGenError, RequestError
 from sglang_ext_gen.media.images import read_reference
 from sglang_ext_gen.models.ming_omni import byt5, schedule
 from sglang_ext_gen.models.ming_omni.config import (
     PATCH,
+    VAE_STAGES,
     AutoencoderConfig,
     SchedulerConfig,
 )
-from sglang_ext_gen.models.ming_omni.connector import ConditionEncoder, scale_caption
+from sglang_ext_gen.models.ming_omni.connector import scale_caption
 from sglang_ext_gen.models.ming_omni.dit import Canvas, Caption, ZImageTransformer
 from sglang_ext_gen.models.ming_omni.quoted_text import as_glyph_text, quoted_text
 from sglang_ext_gen.models.ming_omni.sizes import stretched
@@ -69,12 +68,11 @@ from sglang_ext_gen.models.ming_omni.thinker_client import (
 from sglang_ext_gen.models.ming_omni.thinker_protocol import QueryStates
 
 CONDITIONING = "ming_conditioning"
-# Of the release; ``pipeline.py`` refuses a VAE with another factor.
-_PIXELS_PER_LATENT = 8
+_PIXELS_PER_LATENT = 2 ** (VAE_STAGES - 1)
 
 
 @dataclass(frozen=True)
-class MingConditioning:
+class MingOmniConditioning:
     """What the transformer is told, one request.
 
     Args:
@@ -88,47 +86,28 @@ class MingConditioning:
     reference: Tensor | None
 
 
-class MingConditioningStage(PipelineStage):
+class MingOmniConditioningStage(FamilyStage):
     """Prompt and pictures -> caption rows and reference latents.
 
     Args:
-        encoder: Connector and projections.
-        glyphs: ByT5 and its mapper with their tokenizer; None without ``byt5/``.
-        vae: For the reference.
-        vae_config: Its latents' scale.
+        modules: ``text_encoder``, ``vae``, and ``glyph_encoder`` where there is one.
+        vae_config: The scale of its latents.
+        tokenizer: Of the glyph encoder.
         thinker: Where query states come from; None on all ranks but the first, which
             hands them to the others.
     """
 
     def __init__(
         self,
-        encoder: ConditionEncoder,
-        glyphs: tuple[byt5.GlyphEncoder, object] | None,
-        vae: nn.Module,
+        modules: Mapping[str, nn.Module | None],
         vae_config: AutoencoderConfig,
+        tokenizer: Any,
         thinker: ThinkerClient | None,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.glyphs = glyphs
-        self.vae = vae
+        super().__init__(modules)
         self.vae_config = vae_config
+        self.tokenizer = tokenizer
         self.thinker = thinker
-
-    @property
-    def role_affinity(self) -> RoleType:
-        """Which disaggregated role runs this stage."""
-        return RoleType.ENCODER
-
-    def component_uses(
-        self, server_args: ServerArgs, stage_name: str | None = None
-    ) -> list[ComponentUse]:
-        """All modules of the stage, for SGLang's placement of components."""
-        name = self._component_stage_name(stage_name)
-        used = ["text_encoder", "vae"]
-        if self.glyphs is not None:
-            used.append("glyph_encoder")
-        return [ComponentUse(name, component, phase=component) for component in used]
 
     def forward(self, batch: Req, server_args: ServerArgs) -> Req:
         """Set ``batch.extra[CONDITIONING]``."""
@@ -161,7 +140,7 @@ class MingConditioningStage(PipelineStage):
             # Apart from the stage that it is in: it is another server's time.
             batch.metrics.record_stage("thinker", time.perf_counter() - start)
         states = {r.key: answer for r, answer in zip(wanted, answers, strict=True)}
-        made: dict[Hashable, MingConditioning] = {}
+        made: dict[Hashable, MingOmniConditioning] = {}
         for batch in batches:
             key = (_references(batch), *_prompts(batch), batch.byt5_text, *_size(batch))
             if key not in made:
@@ -193,12 +172,10 @@ class MingConditioningStage(PipelineStage):
         dtype = getattr(torch, states.dtype)
         rows = torch.frombuffer(bytearray(states.last_scale), dtype=dtype)
         rows = rows.view(1, -1, states.width).to(get_local_torch_device())
-        with self.use_declared_component(
-            component_name="text_encoder", phase="text_encoder", module=self.encoder
-        ) as encoder:
+        with self.use("text_encoder") as encoder:
             return encoder(rows)[0]
 
-    def _finish(self, batch: Req, rows: list[Tensor]) -> MingConditioning:
+    def _finish(self, batch: Req, rows: list[Tensor]) -> MingOmniConditioning:
         """Add glyph rows and the reference; scale all rows."""
         condition, *negative = rows
         glyphs = self._glyph_rows(batch)
@@ -212,9 +189,9 @@ class MingConditioningStage(PipelineStage):
         if batch.references:
             image = read_reference(batch.references[0])
             reference = self._to_latents(stretched(image, batch.height, batch.width))
-        config = self.encoder.config
+        config = self.modules["text_encoder"].config
         has_guidance = schedule.uses_guidance(batch.guidance_scale)
-        return MingConditioning(
+        return MingOmniConditioning(
             caption=scale_caption(condition, config),
             negative=scale_caption(against, config) if has_guidance else None,
             reference=reference,
@@ -228,16 +205,14 @@ class MingConditioningStage(PipelineStage):
             text = as_glyph_text(batch.byt5_text)
         if not text:
             return None
-        if self.glyphs is None:
+        if "glyph_encoder" not in self.modules:
             if batch.byt5_text is None:
                 return None
             raise RequestError("byt5_text", "this checkpoint letters no words")
-        module, tokenizer = self.glyphs
         device = get_local_torch_device()
-        ids, mask = byt5.tokenize(tokenizer, text, module.config.max_length)
-        with self.use_declared_component(
-            component_name="glyph_encoder", phase="glyph_encoder", module=module
-        ) as encoder:
+        length = self.modules["glyph_encoder"].config.max_length
+        ids, mask = byt5.tokenize(self.tokenizer, text, length)
+        with self.use("glyph_encoder") as encoder:
             return encoder(ids.to(device), mask.to(device))[0]
 
     def _to_latents(self, image: Image.Image) -> Tensor:
@@ -245,41 +220,32 @@ class MingConditioningStage(PipelineStage):
         device = get_local_torch_device()
         pixels = torch.from_numpy(np.asarray(image).copy()).to(device)
         pixels = (pixels.permute(2, 0, 1)[None].float() / 255 - 0.5) * 2
-        with self.use_declared_component(
-            component_name="vae", phase="vae", module=self.vae
-        ) as vae:
+        with self.use("vae") as vae:
             dtype = next(vae.parameters()).dtype
             mean = vae.encode(pixels.to(dtype)).latent_dist.mode()
         config = self.vae_config
         return ((mean - config.shift_factor) * config.scaling_factor).float()
 
 
-class MingDenoisingStage(BatchedDenoisingStage):
+class MingOmniDenoisingStage(BatchedDenoisingStage):
     """Noise -> latents by Euler steps with guidance.
 
     Args:
-        transformer: The model.
+        modules: ``transformer``.
         config: Of the scheduler.
     """
 
-    def __init__(self, transformer: ZImageTransformer, config: SchedulerConfig):
-        super().__init__()
-        self.transformer = transformer
+    def __init__(
+        self, modules: Mapping[str, nn.Module | None], config: SchedulerConfig
+    ) -> None:
+        super().__init__(modules)
         self.config = config
 
-    def component_uses(
-        self, server_args: ServerArgs, stage_name: str | None = None
-    ) -> list[ComponentUse]:
-        """The transformer."""
-        name = self._component_stage_name(stage_name)
-        return [ComponentUse(name, "transformer", memory_intensive=True)]
-
     def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
-        """Shapes, steps and guidance."""
+        """Size, steps and guidance by their fields, and the shapes of conditions."""
         conditioning = batch.extra[CONDITIONING]
         return (
-            *(batch.height, batch.width),
-            *(batch.num_inference_steps, batch.guidance_scale),
+            super().batch_key(batch, server_args),
             *(len(conditioning.caption), conditioning.reference is None),
             batch.return_trajectory_latents,
         )
@@ -295,9 +261,7 @@ class MingDenoisingStage(BatchedDenoisingStage):
         trajectory = []
         with (
             self.progress_bar(total=steps, batch=leader) as bar,
-            self.use_declared_component(
-                component_name="transformer", module=self.transformer
-            ) as transformer,
+            self.use("transformer") as transformer,
         ):
             with set_forward_context(0, attn_metadata=None, forward_batch=leader):
                 prepared = self._prepare(transformer, batches, server_args)
@@ -327,7 +291,7 @@ class MingDenoisingStage(BatchedDenoisingStage):
 
     def _draw_latents(self, batches: list[Req]) -> Tensor:
         """Noise of every picture: [B, C, h, w] float32 on the CPU."""
-        channels = self.transformer.config.in_channels
+        channels = self.modules["transformer"].config.in_channels
         return torch.cat(
             [
                 schedule.draw_noise(seed, channels, *_latent_size(batch))
@@ -364,31 +328,27 @@ class MingDenoisingStage(BatchedDenoisingStage):
         return caption, canvas
 
 
-class MingDecodingStage(PipelineStage):
-    """Latents -> picture through the VAE, resized where an edit asks for it."""
+class MingOmniDecodingStage(FamilyStage):
+    """Latents -> picture through the VAE, resized where an edit asks for it.
 
-    def __init__(self, vae: nn.Module, config: AutoencoderConfig) -> None:
-        super().__init__()
-        self.vae = vae
+    Args:
+        modules: ``vae``.
+        config: The scale of its latents.
+    """
+
+    role = RoleType.DECODER
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module | None], config: AutoencoderConfig
+    ) -> None:
+        super().__init__(modules)
         self.config = config
-
-    @property
-    def role_affinity(self) -> RoleType:
-        """Which disaggregated role runs this stage."""
-        return RoleType.DECODER
-
-    def component_uses(
-        self, server_args: ServerArgs, stage_name: str | None = None
-    ) -> list[ComponentUse]:
-        """The VAE."""
-        name = self._component_stage_name(stage_name)
-        return [ComponentUse(name, "vae", keep_ready_after_warmup=True)]
 
     @torch.no_grad()
     def forward(self, batch: Req, server_args: ServerArgs) -> OutputBatch:
         """Decode ``batch.latents`` to [n, 3, height, width] float32 in [0, 1]."""
         latents = batch.latents.to(get_local_torch_device())
-        with self.use_declared_component(component_name="vae", module=self.vae) as vae:
+        with self.use("vae") as vae:
             # Cast first, then scale: the official order in bfloat16.
             raw = latents.to(next(vae.parameters()).dtype)
             raw = raw / self.config.scaling_factor + self.config.shift_factor
@@ -397,12 +357,7 @@ class MingDecodingStage(PipelineStage):
         levels = to_levels(decoded.float())
         if batch.result_size is not None:
             levels = torch.stack([_resized(p, batch.result_size) for p in levels])
-        return OutputBatch(
-            output=from_levels(levels),
-            metrics=batch.metrics,
-            trajectory_latents=batch.trajectory_latents,
-            trajectory_timesteps=batch.trajectory_timesteps,
-        )
+        return output_batch(batch, from_levels(levels))
 
 
 def _guided(output: Tensor, batch: Req, server_args: ServerArgs) -> Tensor:

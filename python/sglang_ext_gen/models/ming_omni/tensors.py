@@ -6,21 +6,27 @@ Independent of ``weights.py`` and of our modules: tiny checkpoints are written f
 this file, so that a wrong rule cannot agree with itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 
+from sglang_ext_gen.checkpoint.autoencoder_layout import autoencoder_kl_specs
+from sglang_ext_gen.checkpoint.component import Stored
 from sglang_ext_gen.checkpoint.layout import TensorSpec
+from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ming_omni.config import (
     PATCH,
     TIME_FREQUENCIES,
     TIME_HIDDEN,
+    AutoencoderConfig,
     BridgeConfig,
     ConnectorConfig,
     GlyphConfig,
+    T5Sizes,
     TransformerConfig,
 )
 
 
-def connector_specs(config: ConnectorConfig) -> Iterator[TensorSpec]:
+def connector_specs(config: ConnectorConfig, stored: Stored) -> Iterator[TensorSpec]:
     """``connector/``: a Qwen2 model; its language head may be there or not."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
@@ -39,19 +45,47 @@ def connector_specs(config: ConnectorConfig) -> Iterator[TensorSpec]:
     yield TensorSpec("model.norm.weight", (hidden,))
 
 
-def bridge_specs(
-    bridge: BridgeConfig, connector: ConnectorConfig, thinker_width: int
+def bridge_specs(config: BridgeConfig, stored: Stored) -> Iterator[TensorSpec]:
+    """``mlp/``, whose two outer widths only the tensors on disk state."""
+    return bridge_tensors(config, *bridge_widths(stored))
+
+
+def bridge_widths(stored: Stored) -> tuple[int, int]:
+    """Widths of connector and thinker, by the projection between them.
+
+    Raises:
+        CheckpointError: It is missing.
+    """
+    projection = stored.get("proj_in.weight")
+    if projection is None or len(projection.shape) != 2:
+        raise CheckpointError("mlp/: proj_in.weight is missing or no matrix")
+    connector, thinker = projection.shape
+    return connector, thinker
+
+
+def bridge_tensors(
+    config: BridgeConfig, connector_width: int, thinker_width: int
 ) -> Iterator[TensorSpec]:
     """``mlp/``: projections, and the query tokens that the thinker uses."""
-    width = connector.hidden_size
-    yield from _linear("proj_in", width, thinker_width)
-    yield from _linear("proj_out", bridge.diffusion_c_input_dim, width)
-    for side in bridge.img_gen_scales:
-        name = f"query_tokens_dict.{side}x{side}"
-        yield TensorSpec(name, (side * side, thinker_width))
+    yield from _linear("proj_in", connector_width, thinker_width)
+    yield from _linear("proj_out", config.diffusion_c_input_dim, connector_width)
+    yield from query_token_specs(config.img_gen_scales, thinker_width)
 
 
-def transformer_specs(config: TransformerConfig) -> Iterator[TensorSpec]:
+def query_token_specs(scales: Iterable[int], width: int) -> Iterator[TensorSpec]:
+    """The learnable query tokens, one tensor per scale."""
+    for side in scales:
+        yield TensorSpec(query_token_name(side), (side * side, width))
+
+
+def query_token_name(side: int) -> str:
+    """Name on disk of the query tokens of one scale."""
+    return f"query_tokens_dict.{side}x{side}"
+
+
+def transformer_specs(
+    config: TransformerConfig, stored: Stored
+) -> Iterator[TensorSpec]:
     """``transformer/``: diffusers' names."""
     dim, patch = config.dim, config.in_channels * PATCH * PATCH
     key, modulation = f"{PATCH}-1", config.modulation_width
@@ -90,37 +124,39 @@ def _block(
         )
 
 
-def glyph_encoder_specs(config: GlyphConfig, vocabulary: int) -> Iterator[TensorSpec]:
+def vae_specs(config: AutoencoderConfig, stored: Stored) -> Iterator[TensorSpec]:
+    """``vae/``: diffusers' names, without convolutions around the latents."""
+    absent = {"use_quant_conv": False, "use_post_quant_conv": False}
+    return autoencoder_kl_specs({**asdict(config), **absent})
+
+
+def glyph_encoder_specs(config: GlyphConfig, stored: Stored) -> Iterator[TensorSpec]:
     """``byt5_model.pt``: a T5 encoder with the extended vocabulary."""
-    yield TensorSpec("embed_tokens.weight", (vocabulary, config.t5["d_model"]))
-    for i in range(config.t5["num_layers"]):
-        yield from _t5_block(f"block.{i}", config, has_bias=i == 0)
-    yield TensorSpec("final_layer_norm.weight", (config.t5["d_model"],))
+    hidden = config.t5.d_model
+    yield TensorSpec("embed_tokens.weight", (config.vocab_size, hidden))
+    for i in range(config.t5.num_layers):
+        yield from _t5_block(f"block.{i}", config.t5, has_bias=i == 0)
+    yield TensorSpec("final_layer_norm.weight", (hidden,))
 
 
-def glyph_mapper_specs(config: GlyphConfig) -> Iterator[TensorSpec]:
+def glyph_mapper_specs(config: GlyphConfig, stored: Stored) -> Iterator[TensorSpec]:
     """``byt5_mapper.pt``."""
-    for i in range(config.num_mapper_layers):
-        yield from _t5_block(f"blocks.{i}", config, has_bias=i == 0)
-    yield TensorSpec("layer_norm.weight", (config.t5["d_model"],))
-    yield from _linear("channel_mapper", config.width, config.t5["d_model"])
+    for i in range(config.mapper_layers):
+        yield from _t5_block(f"blocks.{i}", config.t5, has_bias=i == 0)
+    yield TensorSpec("layer_norm.weight", (config.t5.d_model,))
+    yield from _linear("channel_mapper", config.width, config.t5.d_model)
     yield TensorSpec("final_layer_norm.weight", (config.width,))
 
 
-def _t5_block(
-    name: str, config: GlyphConfig, *, has_bias: bool
-) -> Iterator[TensorSpec]:
-    t5 = config.t5
-    hidden, heads, inner = t5["d_model"], t5["num_heads"], t5["d_ff"]
-    attention, width = f"{name}.layer.0.SelfAttention", heads * t5["d_kv"]
+def _t5_block(name: str, t5: T5Sizes, *, has_bias: bool) -> Iterator[TensorSpec]:
+    hidden, inner = t5.d_model, t5.d_ff
+    attention, width = f"{name}.layer.0.SelfAttention", t5.num_heads * t5.d_kv
     for part in ("q", "k", "v"):
         yield TensorSpec(f"{attention}.{part}.weight", (width, hidden))
     yield TensorSpec(f"{attention}.o.weight", (hidden, width))
     if has_bias:
-        buckets = t5["relative_attention_num_buckets"]
-        yield TensorSpec(
-            f"{attention}.relative_attention_bias.weight", (buckets, heads)
-        )
+        shape = (t5.relative_attention_num_buckets, t5.num_heads)
+        yield TensorSpec(f"{attention}.relative_attention_bias.weight", shape)
     yield TensorSpec(f"{name}.layer.0.layer_norm.weight", (hidden,))
     feed_forward = f"{name}.layer.1.DenseReluDense"
     yield TensorSpec(f"{feed_forward}.wi_0.weight", (inner, hidden))

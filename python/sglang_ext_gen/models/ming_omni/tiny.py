@@ -10,47 +10,26 @@ As in the release ``byt5/`` holds pickles, and ``base.pt`` beside them, which mu
 be opened: here it is no pickle.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import ByT5Tokenizer
 
-from sglang_ext_gen.checkpoint.autoencoder_layout import autoencoder_kl_specs
-from sglang_ext_gen.checkpoint.layout import TensorSpec, read_json
-from sglang_ext_gen.checkpoint.tiny import (
-    Adjust,
-    new_folder,
-    random_tensors,
-    write_json,
-    write_tensors,
-)
-from sglang_ext_gen.models.ming_omni.config import (
-    BridgeConfig,
-    ConnectorConfig,
-    GlyphConfig,
-    TransformerConfig,
-)
-from sglang_ext_gen.models.ming_omni.tensors import (
-    bridge_specs,
-    connector_specs,
-    glyph_encoder_specs,
-    glyph_mapper_specs,
-    transformer_specs,
-)
-from sglang_ext_gen.models.ming_omni.thinker import tiny as thinker
-from sglang_ext_gen.models.ming_omni.weights import (
-    BRIDGE_FILE,
-    CONNECTOR_FILE,
-    GLYPH_CONFIG,
-    GLYPH_ENCODER,
+from sglang_ext_gen.checkpoint.tiny import new_folder, write_component, write_json
+from sglang_ext_gen.models.ming_omni.checkpoint import (
+    BRIDGE,
+    BYT5,
+    CONNECTOR,
     GLYPH_MAPPER,
-    TRANSFORMER_FILE,
-    VAE_FILE,
+    SCHEDULER,
+    TRANSFORMER,
+    VAE,
 )
+from sglang_ext_gen.models.ming_omni.config import GLYPH_FILE
+from sglang_ext_gen.models.ming_omni.tensors import bridge_tensors
+from sglang_ext_gen.models.ming_omni.thinker import tiny as thinker
+from sglang_ext_gen.models.ming_omni.thinker.checkpoint import THINKER
 
 _DIFFUSERS_VERSION = "0.36.0"
 _COLORS = {"white": 0, "black": 1, "red": 2}
@@ -117,89 +96,58 @@ def write_tiny(path: Path, seed: int = 0, dimensions: Dimensions = TINY) -> None
     Raises:
         ConfigError: ``path`` exists and is not an empty folder.
     """
+    # The thinker's stream: its query tokens are among the tensors of mlp/.
+    drawn: dict[str, Any] = {"seed": seed, "streams": {"thinker": 1.0}}
     with new_folder(path) as folder:
         thinker.write_tiny(folder, seed)
-        _write_bridge(folder, dimensions, seed)
-        _write_transformer(folder / "transformer", dimensions, seed)
-        _write_vae(folder / "vae", dimensions, seed)
-        write_json(folder / "scheduler" / "scheduler_config.json", _scheduler())
-        _write_glyphs(folder / "byt5", dimensions, seed)
+        write_component(folder, CONNECTOR, _connector(dimensions), **drawn)
+        _write_bridge(folder, dimensions, drawn)
+        write_component(folder, TRANSFORMER, transformer_config(dimensions), **drawn)
+        write_component(
+            folder,
+            VAE,
+            _vae(dimensions),
+            adjust={
+                "decoder.conv_out.weight": lambda weight: (
+                    _CONTRAST * weight
+                ).bfloat16()
+            },
+            **drawn,
+        )
+        write_json(SCHEDULER.at(folder).folder / SCHEDULER.config_file, _scheduler())
+        _write_glyphs(folder / "byt5", dimensions, drawn)
 
 
-def _write_bridge(folder: Path, dimensions: Dimensions, seed: int) -> None:
-    thinker_config = read_json(folder / "config.json")
-    scales = read_json(folder / "mlp" / "config.json")["img_gen_scales"]
-    connector_config = _connector(dimensions)
-    bridge_config = {
+def _write_bridge(folder: Path, dimensions: Dimensions, drawn: dict[str, Any]) -> None:
+    bridge = BRIDGE.at(folder)
+    values = {
         "diffusion_c_input_dim": dimensions.caption_width,
-        "img_gen_scales": scales,
+        "img_gen_scales": list(thinker.SCALES),
         "dit_type": "zimage",
         "use_identity_mlp": True,
         "text_encoder_norm": True,
     }
-    connector = ConnectorConfig.from_dict(connector_config, "tiny")
-    bridge = BridgeConfig.from_dict(bridge_config, "tiny")
-    write_json(folder / "connector" / "config.json", connector_config)
-    _write(folder / "connector" / CONNECTOR_FILE, connector_specs(connector), seed)
-    write_json(folder / "mlp" / "config.json", bridge_config)
-    width = thinker_config["llm_config"]["hidden_size"]
-    _write(folder / "mlp" / BRIDGE_FILE, bridge_specs(bridge, connector, width), seed)
-
-
-def _write_transformer(folder: Path, dimensions: Dimensions, seed: int) -> None:
-    config = _transformer(dimensions)
-    specs = transformer_specs(TransformerConfig.from_dict(config, "tiny"))
-    write_json(folder / "config.json", config)
-    _write(folder / TRANSFORMER_FILE, specs, seed)
-
-
-def _write_vae(folder: Path, dimensions: Dimensions, seed: int) -> None:
-    config = _vae(dimensions)
-    write_json(folder / "config.json", config)
-    _write(
-        folder / VAE_FILE,
-        autoencoder_kl_specs(config),
-        seed,
-        {"decoder.conv_out.weight": lambda weight: (_CONTRAST * weight).bfloat16()},
+    write_json(bridge.folder / BRIDGE.config_file, values)
+    specs = bridge_tensors(
+        bridge.config,
+        dimensions.connector_hidden_size,
+        THINKER.at(folder).config.llm_config.hidden_size,
     )
+    write_component(folder, BRIDGE, None, specs, **drawn)
 
 
-def _write_glyphs(folder: Path, dimensions: Dimensions, seed: int) -> None:
-    values, t5 = _byt5(dimensions), _t5()
-    config = GlyphConfig.from_dicts(values, "tiny", t5, "tiny")
-    write_json(folder / GLYPH_CONFIG, values)
+def _write_glyphs(folder: Path, dimensions: Dimensions, drawn: dict[str, Any]) -> None:
+    values = _byt5(dimensions)
+    write_json(folder / GLYPH_FILE, values)
     write_json(folder / "color_idx.json", _COLORS)
     write_json(folder / "font_uni_10-lang_idx.json", _FONTS)
-    tokenizer = folder / config.tokenizer_folder
+    tokenizer = folder / values["byt5_config"]["byt5_ckpt_path"]
     ByT5Tokenizer().save_pretrained(str(tokenizer))
-    write_json(tokenizer / "config.json", t5)
-    vocabulary = t5["vocab_size"] + len(_COLORS) + len(_FONTS)
-    for name, specs in (
-        (GLYPH_ENCODER, glyph_encoder_specs(config, vocabulary)),
-        (GLYPH_MAPPER, glyph_mapper_specs(config)),
-    ):
-        file = folder / f"{name}.pt"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(_random(specs, seed), file)
+    write_json(tokenizer / "config.json", _t5())
+    for row in (BYT5, GLYPH_MAPPER):
+        write_component(folder, row, None, **drawn)
     base = folder / "byt5_model" / "base.pt"
     base.write_text("A training checkpoint in the release; nobody opens it.\n")
-
-
-def _write(
-    file: Path,
-    specs: Iterable[TensorSpec],
-    seed: int,
-    adjust: dict[str, Adjust] | None = None,
-) -> None:
-    write_tensors(file, _random(specs, seed, adjust))
-
-
-def _random(
-    specs: Iterable[TensorSpec], seed: int, adjust: dict[str, Adjust] | None = None
-) -> dict[str, Tensor]:
-    # The thinker's stream: its query tokens are among the tensors of mlp/.
-    streams = {"thinker": 1.0}
-    return random_tensors(specs, seed=seed, streams=streams, adjust=adjust)
 
 
 def _connector(dimensions: Dimensions) -> dict[str, Any]:
@@ -222,7 +170,8 @@ def _connector(dimensions: Dimensions) -> dict[str, Any]:
     }
 
 
-def _transformer(dimensions: Dimensions) -> dict[str, Any]:
+def transformer_config(dimensions: Dimensions) -> dict[str, Any]:
+    """``transformer/config.json``."""
     return {
         "_class_name": "ZImageTransformer2DModel",
         "_diffusers_version": _DIFFUSERS_VERSION,

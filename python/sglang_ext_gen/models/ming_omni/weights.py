@@ -7,15 +7,6 @@ a gated layer become one matrix each.
 
 from sglang_ext_gen.checkpoint.rules import KEEP_NAME, Merge, Rename, Rule, Skip
 
-CONNECTOR_FILE = "model.safetensors"
-BRIDGE_FILE = "model.safetensors"
-TRANSFORMER_FILE = "diffusion_pytorch_model.safetensors"
-VAE_FILE = "diffusion_pytorch_model.safetensors"
-# Inside byt5/; the converted file beside a pickle wins.
-GLYPH_CONFIG = "byt5.json"
-GLYPH_ENCODER = "byt5_model/byt5_model"
-GLYPH_MAPPER = "byt5_mapper/byt5_mapper"
-
 CONNECTOR_RULES: tuple[Rule, ...] = (
     Skip("lm_head.**", "only the base model is used"),
     Skip("model.embed_tokens.weight", "the connector sees no tokens"),

@@ -14,9 +14,11 @@ Data flow, in the order of the files:
     pipeline_config.py  what stock's stages ask: positions, masks, sizes
     pipeline.py         components and stage order
     quantization.py     FP8 weights behind stock's linears
-    loaders.py          shard by shard into those
+    build.py            a transformer with those, and its loader
     lora.py             adapters, with an account of every key
-    layout.py tiny.py   checkpoint side
+
+Checkpoint side: ``checkpoint.py`` (the table of components), ``config.py``,
+``tensors.py`` and ``tiny.py``.
 
 Two rows of the registry: ``qwen_image`` draws from text, ``qwen_image_edit`` changes
 pictures (Qwen-Image-Edit, -2509 and -2511).
@@ -35,8 +37,6 @@ FAMILY = ModelFamily(
     pipeline="pipeline:QwenImageExtPipeline",
     pipeline_config="pipeline_config:QwenImageExtPipelineConfig",
     sampling_params="sampling_params:QwenImageExtSamplingParams",
-    check_checkpoint="layout:check_checkpoint",
-    recognises="layout:recognises",
     hf_model_paths=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
     http_routes=("/v1/images/generations",),
     fp8_quality="fp8_quality:fp8_quality",
@@ -51,8 +51,7 @@ EDIT_FAMILY = ModelFamily(
     sampling_params="sampling_params:QwenImageEditExtSamplingParams",
     request_fields="request:EDIT_REQUEST_FIELDS",
     check_request="request:check_edit_request",
-    check_checkpoint="layout:check_checkpoint",
-    recognises="layout:recognises_edit",
+    recognises="checkpoint:recognises_edit",
     write_tiny="tiny:write_tiny_edit",
     demo_requests="demo:edit_demo_requests",
     hf_model_paths=(

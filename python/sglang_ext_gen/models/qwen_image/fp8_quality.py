@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sglang_ext_gen.checkpoint.fp8_quality import quality_of_file
-from sglang_ext_gen.models.qwen_image.layout import WEIGHTS_FILE
+from sglang_ext_gen.models.qwen_image.checkpoint import TRANSFORMER
 
 # Outside stock's linears, or too small to matter: they stay as released.
 _PLAIN = ("time_text_embed.", "norm_out.")
@@ -17,15 +17,5 @@ def is_quantized_weight(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def fp8_quality(path: Path) -> Iterator[tuple[str, float]]:
-    """What ``--weight-format fp8`` would do to a checkpoint.
-
-    Args:
-        path: The checkpoint.
-
-    Yields:
-        Name of each quantised weight and its signal-to-noise ratio in dB.
-
-    Raises:
-        CheckpointError: The transformer's files cannot be read.
-    """
-    return quality_of_file(path / "transformer" / WEIGHTS_FILE, is_quantized_weight)
+    """``quality_of_file`` for a checkpoint with ``weight_format=fp8``."""
+    return quality_of_file(TRANSFORMER.at(path).file, is_quantized_weight)

@@ -14,5 +14,6 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "The transformer's weights: as they are on disk (released, the default), or "
         "quantised to FP8 row by row while they are loaded (fp8).",
         choices=("released", "fp8"),
+        default="released",
     ),
 )

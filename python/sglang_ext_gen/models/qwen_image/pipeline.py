@@ -20,12 +20,12 @@ from sglang.multimodal_gen.runtime.pipelines_core.stages import (
 )
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 
-from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.qwen_image.layout import (
+from sglang_ext_gen.checkpoint.component import refuse
+from sglang_ext_gen.models.qwen_image.build import QwenImageTransformerLoader
+from sglang_ext_gen.models.qwen_image.checkpoint import (
     check_checkpoint,
     takes_one_reference,
 )
-from sglang_ext_gen.models.qwen_image.loaders import QwenImageTransformerLoader
 from sglang_ext_gen.models.qwen_image.lora import AccountedLoRAPipeline
 from sglang_ext_gen.models.qwen_image.request import PIXELS_PER_TOKEN
 from sglang_ext_gen.models.qwen_image.stages import (
@@ -35,9 +35,6 @@ from sglang_ext_gen.models.qwen_image.stages import (
     QwenImageTextEncodingStage,
     QwenImageTimestepStage,
 )
-
-_SHOWN_PROBLEMS = 5
-
 
 ModelRegistry.register_model(
     "QwenImageExtTransformer",
@@ -54,13 +51,8 @@ class _CheckedPipeline(AccountedLoRAPipeline):
 
     def _load_config(self) -> dict[str, Any]:
         config = super()._load_config()
-        problems = check_checkpoint(Path(self.model_path))
-        if problems:
-            shown = "; ".join(problems[:_SHOWN_PROBLEMS])
-            raise CheckpointError(
-                f"{self.model_path}: {len(problems)} problem(s): {shown}. Run "
-                f"`sglang-ext-gen doctor --model {self.model_path}` for all of them"
-            )
+        path = Path(self.model_path)
+        refuse(path, check_checkpoint(path))
         return config
 
     def _add_denoising_stages(self) -> None:

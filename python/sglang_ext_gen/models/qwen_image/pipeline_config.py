@@ -5,9 +5,9 @@ Subclasses of stock's configs that change only the contracts named in ``README.m
 The classes are pickled to every worker, so they stay at module level.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,14 +22,17 @@ from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
 from sglang.multimodal_gen.runtime.utils.vision import preprocess_image
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.component import refuse
+from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
 from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.models.qwen_image.checkpoint import check_checkpoint
 from sglang_ext_gen.models.qwen_image.options import LOAD_OPTIONS
 from sglang_ext_gen.models.qwen_image.references import size_for_pixels
 from sglang_ext_gen.models.qwen_image.request import (
     DEFAULT_REFERENCE_PIXELS,
     PIXELS_PER_TOKEN,
 )
-from sglang_ext_gen.request import load_options
+from sglang_ext_gen.request.fields import carries
 
 # SGLang's Req. Its types call every field optional; earlier stages fill them.
 Request = Any
@@ -51,15 +54,12 @@ _PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 @dataclass
-class QwenImageOptions:
-    """Options of ``DiffGenerator.from_pretrained`` and ``sglang serve``.
+@carries(LOAD_OPTIONS)
+class QwenImageConfig(FamilyPipelineConfig):
+    """What generation and edits share."""
 
-    Args:
-        weight_format: ``released``, or ``fp8``: quantise the transformer's weights
-            row by row while a bf16 checkpoint is loaded. Activations stay as they
-            are.
-    """
-
+    load_options = LOAD_OPTIONS
+    refused: ClassVar[dict[str, str]] = {}
     # A component that stock's strict loaders refuse must not be loaded by diffusers.
     native_only_components: ClassVar[tuple[str, ...]] = (
         "transformer",
@@ -71,39 +71,30 @@ class QwenImageOptions:
     generator_device: str | None = "cpu"
     dit_config: DiTConfig = field(default_factory=QwenImageDitConfig)
     transformer_class_override: str | None = "QwenImageExtTransformer"
-    weight_format: str = "released"
-
-    @staticmethod
-    def add_pipeline_cli_args(parser: argparse.ArgumentParser) -> None:
-        """Add this config's flags to ``sglang serve --model-path``; SGLang calls it."""
-        load_options.add_flags(parser, LOAD_OPTIONS)
-
-    def supports_native_grouped_requests(self) -> bool:
-        """True: the denoising stage batches a list of requests itself."""
-        return True
 
     def get_latent_dtype(self, prompt_dtype: torch.dtype) -> torch.dtype:
         """Latents and Euler steps are float32 whatever the model computes in."""
         return torch.float32
 
-    def validate_server_args(self, server_args: Any) -> None:
-        """Refuse options that cannot work together.
+    def check_options(self, server_args: Any) -> None:
+        """FP8 weights are not sharded by FSDP.
 
         Raises:
             ConfigError: Names the options.
-            RequestError: An option has a value that is not allowed.
         """
-        for option in LOAD_OPTIONS:
-            option.check(getattr(self, option.name))
         if self.weight_format == "fp8" and server_args.use_fsdp_inference:
             raise ConfigError(
                 "weight_format fp8: not together with use_fsdp_inference, which would "
                 "shard a weight without its scale; use tensor or sequence parallelism"
             )
 
+    def check_folder(self, folder: Path) -> None:
+        """Refuse a damaged checkpoint; see the base class."""
+        refuse(folder, check_checkpoint(folder))
+
 
 @dataclass
-class QwenImageExtPipelineConfig(QwenImageOptions, QwenImagePipelineConfig):
+class QwenImageExtPipelineConfig(QwenImageConfig, QwenImagePipelineConfig):
     """Text to image."""
 
     def tokenize_prompt(
@@ -124,7 +115,7 @@ class QwenImageExtPipelineConfig(QwenImageOptions, QwenImagePipelineConfig):
 
 
 @dataclass
-class QwenImageEditExtPipelineConfig(QwenImageOptions, QwenImageEditPlusPipelineConfig):
+class QwenImageEditExtPipelineConfig(QwenImageConfig, QwenImageEditPlusPipelineConfig):
     """Edits with one or several references, for all three releases.
 
     Args:

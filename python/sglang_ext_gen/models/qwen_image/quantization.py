@@ -13,7 +13,6 @@ from sglang.multimodal_gen.runtime.layers.linear import LinearBase, LinearMethod
 from sglang.multimodal_gen.runtime.layers.quantization.configs.base_config import (
     QuantizationConfig,
 )
-from sglang.multimodal_gen.runtime.utils.weight_attrs import set_weight_attrs
 from torch import Tensor, nn
 
 from sglang_ext_gen.kernels.fp8_gemm import FP8_DTYPE, fp8_linear
@@ -73,10 +72,6 @@ class RowwiseFP8LinearMethod(LinearMethodBase):
         scale = torch.empty(rows, dtype=torch.float32)
         layer.weight = nn.Parameter(weight, requires_grad=False)
         layer.weight_scale = nn.Parameter(scale, requires_grad=False)
-        set_weight_attrs(
-            layer.weight, {"input_dim": 1, "output_dim": 0, **extra_weight_attrs}
-        )
-        set_weight_attrs(layer.weight_scale, {"output_dim": 0, **extra_weight_attrs})
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., in] -> [..., out] in the dtype of ``x``."""

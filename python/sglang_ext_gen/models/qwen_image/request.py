@@ -3,7 +3,7 @@
 
 Source: call signatures and checks of the diffusers 0.37 pipelines; sizes are bounded
 by the transformer's table of positions. Imports neither torch nor SGLang, so that
-``--help`` and the HTTP door can use it.
+``--help`` and the HTTP interface can use it.
 """
 
 import functools
@@ -33,68 +33,86 @@ PIXELS_PER_TOKEN = 16
 
 # The released schedules end at ``shift_terminal``, which takes two.
 _MIN_STEPS = 2
-_SIZE: dict[str, Any] = {"minimum": 128, "maximum": 4096, "multiple_of": 16}
 
-_COMMON: tuple[RequestField, ...] = (
-    RequestField("width", "int", "Picture width in pixels.", **_SIZE),
-    RequestField("height", "int", "Picture height in pixels.", **_SIZE),
-    NUM_OUTPUTS,
-    SEED,
-    RequestField(
-        "num_inference_steps",
-        "int",
-        "Denoising steps; 50 by default, 40 for edits.",
-        minimum=_MIN_STEPS,
-        maximum=200,
-    ),
-    RequestField(
-        "negative_prompt",
-        "str",
-        "What to avoid. Guidance runs only where one is given; it may be empty.",
-        max_length=16_384,
-    ),
-    RequestField(
-        "true_cfg_scale",
-        "float",
-        "Guidance towards the prompt and away from the negative prompt; 1 is none.",
-        minimum=1,
-        maximum=100,
-    ),
-    RequestField(
-        "guidance_scale",
-        "float",
-        "Another name of true_cfg_scale, as in stock SGLang.",
-        minimum=1,
-        maximum=100,
-    ),
-    RequestField(
-        "sigmas",
-        "floats",
-        "Noise levels of the steps, falling, before the shift that depends on size.",
-        minimum=1e-4,
-        maximum=1,
-        max_length=200,
-    ),
-    RequestField(
-        "max_sequence_length",
-        "int",
-        "Most prompt tokens; a longer prompt is cut (edits: refused).",
-        minimum=1,
-        maximum=1024,
-    ),
-)
+
+def _common(size: int | None, steps: int) -> tuple[RequestField, ...]:
+    """Fields of both kinds of request, with their own defaults."""
+    side: dict[str, Any] = {"minimum": 128, "maximum": 4096, "multiple_of": 16}
+    return (
+        RequestField("width", "int", "Picture width in pixels.", default=size, **side),
+        RequestField(
+            "height", "int", "Picture height in pixels.", default=size, **side
+        ),
+        NUM_OUTPUTS,
+        SEED,
+        RequestField(
+            "num_inference_steps",
+            "int",
+            "Denoising steps; 50 by default, 40 for edits.",
+            minimum=_MIN_STEPS,
+            maximum=200,
+            default=steps,
+        ),
+        RequestField(
+            "negative_prompt",
+            "str",
+            "What to avoid. Guidance runs only where one is given; it may be empty.",
+            max_length=16_384,
+            batched_apart=False,
+        ),
+        RequestField(
+            "true_cfg_scale",
+            "float",
+            "Guidance towards the prompt and away from the negative prompt; 1 is none.",
+            minimum=1,
+            maximum=100,
+        ),
+        RequestField(
+            "guidance_scale",
+            "float",
+            "Another name of true_cfg_scale, as in stock SGLang.",
+            minimum=1,
+            maximum=100,
+            default=1.0,  # SGLang wants a number
+        ),
+        RequestField(
+            "sigmas",
+            "floats",
+            "Noise levels of the steps, falling, before the shift that depends on "
+            "size.",
+            minimum=1e-4,
+            maximum=1,
+            max_length=200,
+        ),
+        RequestField(
+            "max_sequence_length",
+            "int",
+            "Most prompt tokens; a longer prompt is cut (edits: refused).",
+            minimum=1,
+            maximum=1024,
+            batched_apart=False,
+        ),
+    )
+
+
+_PROMPT: dict[str, Any] = {"max_length": 16_384, "batched_apart": False}
 
 REQUEST_FIELDS: tuple[RequestField, ...] = (
-    RequestField("prompt", "strs", "What to draw.", max_length=16_384),
-    *_COMMON,
+    RequestField("prompt", "strs", "What to draw.", **_PROMPT),
+    *_common(DEFAULT_SIZE, steps=50),
 )
 
 EDIT_REQUEST_FIELDS: tuple[RequestField, ...] = (
-    RequestField("prompt", "strs", "What to change.", max_length=16_384),
+    RequestField("prompt", "strs", "What to change.", **_PROMPT),
     RequestField(
-        "image_path", "strs", "The pictures to work from, in order.", interfaces="cli"
+        "image_path",
+        "strs",
+        "The pictures to work from, in order.",
+        interfaces="cli",
+        batched_apart=False,
     ),
-    *_COMMON,
+    # Without a size a picture takes the shape of the last reference.
+    *_common(None, steps=40),
     RequestField(
         "reference_pixels",
         "int",
@@ -106,20 +124,7 @@ EDIT_REQUEST_FIELDS: tuple[RequestField, ...] = (
 
 
 def check_request(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the fields of a text-to-image request, alone and together.
-
-    Args:
-        values: Fields that the user gave; ``None`` means not given. Names that
-            are not in ``REQUEST_FIELDS`` are not looked at.
-
-    Returns:
-        The given fields in their own types, ``guidance_scale`` as
-        ``true_cfg_scale``.
-
-    Raises:
-        RequestError: Names the first field that cannot be used, its value and
-            what is allowed.
-    """
+    """``check_given`` and what fields mean together; ``guidance_scale`` is merged."""
     return _check(values, REQUEST_FIELDS)
 
 

@@ -2,8 +2,7 @@
 """The request fields of Qwen-Image as SGLang's ``SamplingParams``.
 
 The fields, their ranges and their rules are in ``request.py`` and ``references.py``;
-these classes only carry them through SGLang and have them checked before a request is
-queued.
+these classes add what several of them mean together.
 """
 
 import functools
@@ -12,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sglang.multimodal_gen.configs.sample.sampling_params import (
-    DataType,
-    SamplingParams,
-)
+from sglang.multimodal_gen.configs.sample.sampling_params import DataType
 
+from sglang_ext_gen.diffusion.sampling_params import FamilySamplingParams
 from sglang_ext_gen.errors import RequestError
-from sglang_ext_gen.models.qwen_image.layout import takes_one_reference
+from sglang_ext_gen.models.qwen_image.checkpoint import takes_one_reference
 from sglang_ext_gen.models.qwen_image.references import (
     MAX_REFERENCES,
     check_references,
 )
 from sglang_ext_gen.models.qwen_image.request import (
-    DEFAULT_SIZE,
     DEFAULT_TRUE_CFG_SCALE,
     EDIT_REQUEST_FIELDS,
     PIXELS_PER_TOKEN,
@@ -33,26 +29,29 @@ from sglang_ext_gen.models.qwen_image.request import (
     check_request,
     uses_guidance,
 )
-from sglang_ext_gen.request.fields import SERVED_BY_SGLANG, refuse_unused_fields
+from sglang_ext_gen.request.fields import carries
 
 # What stock's denoising loop, which this family runs, reads beside our fields.
-_OF_STOCKS_LOOP = {
-    "attention_backend_override",
-    "cache_dit_params",
-    "cfg_gate_step",
-    "cfg_normalization",
-    "enable_cache_dit",
-    "enable_spectrum",
-    "enable_teacache",
-    "skip_softmax_params",
-    "spectrum_params",
-    "teacache_params",
-}
+_OF_STOCKS_LOOP = frozenset(
+    {
+        "attention_backend_override",
+        "cache_dit_params",
+        "cfg_gate_step",
+        "cfg_normalization",
+        "enable_cache_dit",
+        "enable_spectrum",
+        "enable_teacache",
+        "skip_softmax_params",
+        "spectrum_params",
+        "teacache_params",
+    }
+)
 _PACKED_CHANNELS = 64
 
 
 @dataclass
-class QwenImageExtSamplingParams(SamplingParams):
+@carries(REQUEST_FIELDS)
+class QwenImageExtSamplingParams(FamilySamplingParams):
     """One text-to-image request; see ``REQUEST_FIELDS`` for the fields.
 
     Args:
@@ -60,25 +59,21 @@ class QwenImageExtSamplingParams(SamplingParams):
             [n, I, 64] as in the reference, a row for each output of a prompt.
     """
 
+    title = "Qwen-Image"
+    request_fields = REQUEST_FIELDS
+    # A picture to work from is refused in words of its own.
+    also_used = _OF_STOCKS_LOOP | {"latents", "image_path"}
+
     data_type: DataType = DataType.IMAGE
     num_frames: int = 1
-    negative_prompt: str | None = None  # type: ignore[assignment]
-    height: int | None = DEFAULT_SIZE  # type: ignore[assignment]
-    width: int | None = DEFAULT_SIZE  # type: ignore[assignment]
-    num_inference_steps: int = 50
-    # Another name of true_cfg_scale where a user gives it; SGLang wants a number.
-    guidance_scale: float = 1.0
-    sigmas: list[float] | None = None
     latents: torch.Tensor | None = None
-
-    @classmethod
-    def image_request_extra_fields(cls) -> frozenset[str]:
-        """Fields that the HTTP image endpoint takes from the body."""
-        return frozenset({"sigmas"})
 
     def should_use_classifier_free_guidance(self) -> bool:
         """The reference's rule; see ``uses_guidance``."""
-        return uses_guidance(self._scale(), self.negative_prompt)
+        scale = self.true_cfg_scale
+        return uses_guidance(
+            DEFAULT_TRUE_CFG_SCALE if scale is None else scale, self.negative_prompt
+        )
 
     def _set_output_file_name(self) -> None:
         # The name holds a hash of all fields, which cannot take a tensor.
@@ -86,41 +81,30 @@ class QwenImageExtSamplingParams(SamplingParams):
         super()._set_output_file_name()
         self.latents = latents
 
-    def _scale(self) -> float:
-        if self.true_cfg_scale is not None:
-            return self.true_cfg_scale
-        return DEFAULT_TRUE_CFG_SCALE
+    def check(self, server_args: Any) -> None:
+        """Check the merged request; afterwards both names of guidance agree.
 
-    def _adjust(self, server_args: Any) -> None:
-        checked = self._check(server_args)
-        self.num_inference_steps = checked["num_inference_steps"]
-        self.true_cfg_scale = checked.get("true_cfg_scale", DEFAULT_TRUE_CFG_SCALE)
-        # The base class would strip the negative prompt.
-        negative_prompt = self.negative_prompt
-        super()._adjust(server_args)
-        self.negative_prompt = negative_prompt
-        self.guidance_scale = self.true_cfg_scale
-
-    def _check(self, server_args: Any) -> dict[str, Any]:
-        """Check the merged request in the user's process, before it is queued."""
+        Raises:
+            RequestError: Names the field that cannot be used.
+        """
         if self.image_path is not None:
             raise RequestError(
                 "image_path", "this model draws from text; it takes none"
             )
-        return self._check_fields(REQUEST_FIELDS, check_request)
+        self._check_fields(check_request)
 
-    def _check_fields(self, known: Any, check: Any) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in known}
-        used = SERVED_BY_SGLANG | _OF_STOCKS_LOOP | {"latents"} | values.keys()
-        refuse_unused_fields(self, used, "Qwen-Image")
+    def _check_fields(self, check_request: Any) -> dict[str, Any]:
+        values = self.values()
         if not self._is_explicit("guidance_scale"):
             values["guidance_scale"] = None
         # The class's own default must not contradict a schedule of another length.
         if self.sigmas is not None and not self._is_explicit("num_inference_steps"):
             values["num_inference_steps"] = None
-        for seed in self.seed if isinstance(self.seed, list) else [self.seed]:
-            checked = check({**values, "seed": seed})
+        checked = self.check_seeds(check_request, values)
         self._check_latents(checked)
+        self.num_inference_steps = checked["num_inference_steps"]
+        self.true_cfg_scale = checked.get("true_cfg_scale", DEFAULT_TRUE_CFG_SCALE)
+        self.guidance_scale = self.true_cfg_scale
         return checked
 
     def _check_latents(self, checked: dict[str, Any]) -> None:
@@ -176,33 +160,23 @@ def _tokenizer(model_path: str) -> Any:
 
 
 @dataclass
+@carries(EDIT_REQUEST_FIELDS)
 class QwenImageEditExtSamplingParams(QwenImageExtSamplingParams):
-    """One edit; see ``EDIT_REQUEST_FIELDS`` for the fields.
+    """One edit; see ``EDIT_REQUEST_FIELDS`` for the fields."""
 
-    Without a size, the picture takes the shape of the last reference, at about one
-    megapixel.
-    """
+    request_fields = EDIT_REQUEST_FIELDS
 
-    height: int | None = None  # type: ignore[assignment]
-    width: int | None = None  # type: ignore[assignment]
-    num_inference_steps: int = 40
-    reference_pixels: int | None = None
+    def check(self, server_args: Any) -> None:
+        """As for text to image, and the reference pictures.
 
-    @classmethod
-    def image_request_extra_fields(cls) -> frozenset[str]:
-        """Fields that the HTTP image endpoint takes from the body.
-
-        ``image_path`` comes from uploads; a client cannot set it.
+        Raises:
+            RequestError: Names the field that cannot be used.
         """
-        return frozenset({"sigmas", "reference_pixels", "image_path"})
-
-    def _check(self, server_args: Any) -> dict[str, Any]:
         is_first = takes_one_reference(Path(server_args.model_path))
         check_references(self.image_path, 1 if is_first else MAX_REFERENCES)
-        checked = self._check_fields(EDIT_REQUEST_FIELDS, check_edit_request)
+        checked = self._check_fields(check_edit_request)
         if "max_sequence_length" in checked:
             _check_prompt_lengths(checked, server_args.model_path)
         for name in ("width", "height"):
             if name in checked:
                 self._explicit_fields = {*vars(self).get("_explicit_fields", ()), name}
-        return checked

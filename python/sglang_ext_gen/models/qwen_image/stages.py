@@ -76,11 +76,7 @@ class QwenImageReferenceStage(ImageVAEEncodingStage):
         return batch
 
     def preprocess(self, image: Any) -> Tensor:
-        """Nothing to do: references come as tensors from -1 to 1.
-
-        Stock scales a tensor without a negative value once more, which makes a
-        bright reference brighter.
-        """
+        """References come from -1 to 1; stock would scale a bright one once more."""
         return image
 
     def build_dedup_fingerprint(
@@ -147,7 +143,7 @@ class QwenImageDenoisingStage(DenoisingStage):
             started = time.perf_counter()
             joined = join_requests(group)
             self(joined, server_args)
-            split_requests(joined, group)
+            scatter_requests(joined, group)
             for batch in group[1:]:
                 batch.metrics.record_stage(
                     self._active_profile_stage_name(), time.perf_counter() - started
@@ -157,14 +153,11 @@ class QwenImageDenoisingStage(DenoisingStage):
 
 def _batch_key(batch: Request) -> Hashable:
     """Requests with the same key can share a batch."""
-    params = batch.sampling_params
     return (
-        (batch.height, batch.width),
+        batch.sampling_params.batch_key(),
         tuple(batch.vae_image_sizes or ()),
-        tuple(batch.timesteps.tolist()),
         batch.do_classifier_free_guidance,
-        params.true_cfg_scale,
-        params.quality,
+        batch.quality,
         batch.return_trajectory_latents,
         batch.is_warmup,
     )
@@ -197,8 +190,8 @@ def join_requests(batches: list[Request]) -> Request:
     return joined
 
 
-def split_requests(joined: Request, batches: list[Request]) -> None:
-    """Hand the rows of ``joined`` back to the requests it was made of."""
+def scatter_requests(joined: Request, batches: list[Request]) -> None:
+    """Give the requests that ``joined`` was made of their rows of it."""
     start = 0
     for batch in batches:
         end = start + batch.latents.shape[0]

@@ -12,21 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from sglang_ext_gen.checkpoint.tiny import (
-    new_folder,
-    random_tensors,
-    write_json,
-    write_tensors,
-)
+from sglang_ext_gen.checkpoint.tiny import new_folder, write_component, write_json
 from sglang_ext_gen.checkpoint.tiny_tokenizer import write_qwen_tokenizer
-from sglang_ext_gen.models.qwen_image.layout import (
+from sglang_ext_gen.models.qwen_image.checkpoint import (
+    COMPONENTS,
     EDIT_PLUS_CLASS,
     PIPELINE_CLASS,
-    TRANSFORMER_CLASS,
-    WEIGHTS_FILE,
-    transformer_specs,
 )
-from sglang_ext_gen.models.qwen_image.tensors import text_encoder_specs, vae_specs
+from sglang_ext_gen.models.qwen_image.config import TRANSFORMER_CLASS, VAEConfig
+from sglang_ext_gen.models.qwen_image.tensors import vae_specs
 
 _DIFFUSERS_VERSION = "0.37.0"
 _SPARE_TOKENS = 14  # the released embedding, too, has rows that no token uses
@@ -57,16 +51,7 @@ MID_SIZE = {**TRANSFORMER, "num_attention_heads": 16, "num_layers": 4}
 def write_tiny(
     path: Path, seed: int = 0, transformer: dict[str, Any] = TRANSFORMER
 ) -> None:
-    """Write a complete text-to-image checkpoint; the same seed gives the same bytes.
-
-    Args:
-        path: A new or empty folder.
-        seed: Of the random weights.
-        transformer: Its config: ``TRANSFORMER``, ``MID_SIZE`` or another.
-
-    Raises:
-        ConfigError: ``path`` exists and is not an empty folder.
-    """
+    """Fill a new folder for text to image; the same seed gives the same bytes."""
     with new_folder(path) as folder:
         _write_common(folder, PIPELINE_CLASS, seed, transformer)
 
@@ -87,24 +72,22 @@ def _write_common(
     write_json(folder / "model_index.json", _model_index(pipeline_class))
     write_json(folder / "scheduler" / "scheduler_config.json", _scheduler())
     added = write_qwen_tokenizer(folder / "tokenizer")
-    encoder = _text_encoder(added, transformer["joint_attention_dim"])
-    vae = _vae()
-    components = (
-        ("transformer", WEIGHTS_FILE, transformer, transformer_specs(transformer)),
-        ("vae", WEIGHTS_FILE, vae, vae_specs(vae)),
-        ("text_encoder", "model.safetensors", encoder, text_encoder_specs(encoder)),
-    )
-    for name, file, config, specs in components:
-        specs = list(specs)
-        gains = [spec.name for spec in specs if spec.name.endswith(".gamma")]
-        tensors = random_tensors(
-            specs,
+    values = {
+        "transformer": transformer,
+        "vae": _vae(),
+        "text_encoder": _text_encoder(added, transformer["joint_attention_dim"]),
+    }
+    specs = vae_specs(VAEConfig.from_dict(values["vae"], "vae/config.json"))
+    gains = [spec.name for spec in specs if spec.name.endswith(".gamma")]
+    for component in COMPONENTS:
+        write_component(
+            folder,
+            component,
+            values[component.name],
             seed=seed,
-            streams={name: 1.0},
+            streams={component.name: 1.0},
             adjust=dict.fromkeys(gains, _near_one),
         )
-        write_json(folder / name / "config.json", config)
-        write_tensors(folder / name / file, tensors)
 
 
 def _near_one(noise: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lance's understanding tasks (x2t_image, x2t_video) on the language model runtime.
+"""The thinker: Lance's x2t_image and x2t_video on the language model runtime.
 
 Source: the plain weights of ``Lance_3B`` or ``Lance_3B_Video`` and the official
 understanding path. A request is a question about one picture or one video, or text.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config and tokenizer holder of the understanding model."""
+"""Config and tokenizer holder of the thinker."""
 
 from pathlib import Path
 from typing import Any

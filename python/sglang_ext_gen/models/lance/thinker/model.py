@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The understanding model: vision tower, Qwen2 decoder with q/k norms, language head.
+"""The thinker: vision tower, Qwen2 decoder with q/k norms, language head.
 
 Deliberate differences from SGLang's Qwen2.5-VL: norms of queries and keys per head,
 attention that is bidirectional inside a visual block (``attention.py``), an untied
@@ -224,6 +224,3 @@ def _released_config(config: LanceThinkerConfig) -> LanceTransformerConfig:
         rope_theta=config.rope["rope_theta"],
         mrope_section=tuple(config.rope["mrope_section"]),
     )
-
-
-EntryClass = LanceForConditionalGeneration

@@ -99,8 +99,8 @@ class LanceMultimodalProcessor(ThreadedProcessor):
     def _output(
         self, expanded: prompt.ExpandedPrompt, item: MultimodalDataItem | None
     ) -> MultimodalProcessorOutput:
-        ids = torch.cat([split.token_ids for split in expanded.splits])
-        positions = torch.cat([s.position_ids for s in expanded.splits], dim=1)
+        ids = torch.cat([segment.token_ids for segment in expanded.segments])
+        positions = torch.cat([s.position_ids for s in expanded.segments], dim=1)
         delta = int(positions.max()) + 1 - len(ids)
         return MultimodalProcessorOutput(
             mm_items=[item] if item is not None else [],

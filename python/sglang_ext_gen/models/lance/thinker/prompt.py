@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chat template of understanding, and where the visual block stands in it.
+"""The chat template of the thinker, and where the visual block stands in it.
 
 Source: the official prompt layout. The visual block is one stretch of placeholders,
 its two markers included: all of it is one bidirectional whole, so the markers too
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.models.lance.packing import (
     Grid,
+    Segment,
     SpecialTokens,
-    Split,
-    pack_around,
+    pack_answer,
 )
 from sglang_ext_gen.models.lance.tasks import TASKS
 
@@ -111,15 +111,15 @@ def wrap_question(question: str, medium: str) -> str:
 
 @dataclass(frozen=True)
 class ExpandedPrompt:
-    """Splits of a prompt whose placeholder was given its size.
+    """Segments of a prompt whose placeholder was given its size.
 
     Args:
-        splits: Text, or text, block, text.
+        segments: Text, or text, block, text.
         offsets: First and last position of the block, markers included; None
             without a medium.
     """
 
-    splits: tuple[Split, ...]
+    segments: tuple[Segment, ...]
     offsets: tuple[int, int] | None
 
 
@@ -144,12 +144,12 @@ def expand(
             "Lance takes one picture or one video a request",
         )
     if grid is None:
-        return ExpandedPrompt(pack_around(token_ids, None, (), special), None)
+        return ExpandedPrompt(pack_answer(token_ids, None, (), special), None)
     at = token_ids.index(special.placeholder)
     before, after = token_ids[: at - 1], token_ids[at + 2 :]
     markers = token_ids[at - 1 : at + 2 : 2]
     if markers != [special.vision_start, special.vision_end]:
         raise RequestError("prompt", "the visual block has lost its markers")
-    splits = pack_around(before, grid, after, special)
+    segments = pack_answer(before, grid, after, special)
     start = len(before)
-    return ExpandedPrompt(splits, (start, start + len(splits[1].token_ids) - 1))
+    return ExpandedPrompt(segments, (start, start + len(segments[1].token_ids) - 1))

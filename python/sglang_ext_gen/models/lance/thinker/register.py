@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Register the understanding model and its processor with SGLang."""
+"""Register the thinker and its processor with SGLang."""
 
 from sglang.srt.managers.multimodal_processor import PROCESSOR_MAPPING
 from sglang.srt.models.registry import ModelRegistry

@@ -17,9 +17,10 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from sglang_ext_gen.checkpoint.layout import read_json, read_tensors
-from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.lance.layout import (
+from sglang_ext_gen.checkpoint.component import refuse
+from sglang_ext_gen.checkpoint.layout import read_json
+from sglang_ext_gen.models.lance.checkpoint import (
+    VISION,
     LanceFiles,
     check_checkpoint,
     find_files,
@@ -27,7 +28,6 @@ from sglang_ext_gen.models.lance.layout import (
     recognises,
 )
 from sglang_ext_gen.models.lance.tasks import Variant
-from sglang_ext_gen.models.lance.weights import VISION_FILE, VISION_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +90,13 @@ def make_view(path: Path) -> Path:
     Raises:
         CheckpointError: The checkpoint is incomplete.
     """
-    problems = check_checkpoint(path)
-    if problems:
-        raise CheckpointError(f"{path}: {'; '.join(problems[:5])}")
+    refuse(path, check_checkpoint(path))
     files = find_files(path)
     variant = _variant(files)
     source = files.folder(variant).resolve()
     view = Path(tempfile.mkdtemp(prefix="sglang-ext-gen-lance-"))
     atexit.register(shutil.rmtree, view, ignore_errors=True)
-    weights = files.transformer(variant).name.removesuffix(".safetensors")
+    weights = files.transformer(variant).file.name.removesuffix(".safetensors")
     for pattern in (*_TOKENIZER_PATTERNS, *_WEIGHT_PATTERNS):
         for file in source.glob(pattern):
             is_weight = ".safetensors" in file.name
@@ -115,13 +113,9 @@ def make_view(path: Path) -> Path:
 
 def view_config(files: LanceFiles, variant: Variant) -> dict[str, Any]:
     """``config.json`` of a view."""
-    # Both are checked: a key that we do not know is an error.
-    decoder = files.read_transformer_config(variant)
-    files.read_vision_config()
-    folder = files.folder(variant)
-    released = read_json(folder / "llm_config.json")
-    is_bundled = has_bundled_vision(read_tensors(files.transformer(variant)))
-    standalone = (files.root / VISION_FOLDER / VISION_FILE).resolve()
+    decoder, vision = files.transformer(variant), VISION.at(files.root)
+    released = read_json(decoder.folder / decoder.component.config_file)
+    tower = None if has_bundled_vision(decoder) else str(vision.file.resolve())
     return {
         **{key: released[key] for key in _DECODER_KEYS if key in released},
         "architectures": ["LanceForConditionalGeneration"],
@@ -131,12 +125,12 @@ def view_config(files: LanceFiles, variant: Variant) -> dict[str, Any]:
             "mrope_section": released["rope_scaling"]["mrope_section"],
         },
         "tie_word_embeddings": False,
-        "stored_vocab_size": decoder.vocab_size,
+        "stored_vocab_size": decoder.config.vocab_size,
         "torch_dtype": "bfloat16",
-        "vision_config": read_json(files.root / VISION_FOLDER / "config.json"),
-        "vision_weights": None if is_bundled else str(standalone),
+        "vision_config": read_json(vision.folder / vision.component.config_file),
+        "vision_weights": tower,
         # Rows that no token uses are not loaded, so that nothing can choose one.
-        "vocab_size": _num_tokens(folder),
+        "vocab_size": _num_tokens(decoder.folder),
     }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each released tensor goes in the understanding model, streamed and proved.
+"""Where each released tensor goes in the thinker, streamed and proved.
 
 SGLang hands over one tensor at a time. The weights of generation are not used, and
 nothing of them stays in memory.
@@ -37,7 +37,7 @@ class Target:
 
 
 def is_used(name: str) -> bool:
-    """Whether a released tensor belongs to understanding."""
+    """Whether a released tensor is the thinker's."""
     return _GENERATION not in name and not name.startswith(_UNUSED)
 
 

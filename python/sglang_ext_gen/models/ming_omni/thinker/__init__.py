@@ -11,7 +11,7 @@
     audio.py, routing.py, rotary.py   parts that SGLang lacks
     query_states.py    the hidden states that the image generator asks for
     released_config.py, config.py, tokens.py   configuration and vocabulary
-    layout.py, weights.py  what is on disk, and where it goes
+    checkpoint.py, tensors.py, weights.py      what is on disk, and where it goes
     register.py        makes SGLang use all of this
 
 Shapes: T tokens, D hidden size, P patches, E experts, M mel frames.

@@ -24,22 +24,23 @@ from sglang.srt.multimodal.customized_mm_processor_utils import (
 from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY
 from transformers import AutoConfig, AutoTokenizer
 
-from sglang_ext_gen.models.ming_omni.thinker.released_config import check_config
+from sglang_ext_gen.models.ming_omni.thinker.released_config import (
+    ReleasedThinkerConfig,
+)
 from sglang_ext_gen.models.ming_omni.thinker.tokenizer import (
     BailingTokenizer,
-    MingTokenizerHolder,
+    MingOmniTokenizerHolder,
 )
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURE = "BailingMM2NativeForConditionalGeneration"
 MODEL_TYPE = "bailingmm_moe_v2_lite"
 # Position axes (time, row, column) of the 32 rotary frequencies; the official code
 # has it as a constant, not in the file.
 MROPE_SECTION = (8, 12, 12)
 
 
-class MingThinkerConfig(BailingMM2Config):
+class MingOmniThinkerConfig(BailingMM2Config):
     """Config of ``BailingMM2NativeForConditionalGeneration``."""
 
     model_type = MODEL_TYPE
@@ -64,27 +65,27 @@ class MingThinkerConfig(BailingMM2Config):
     @classmethod
     def from_dict(
         cls, config_dict: dict[str, Any], **kwargs: Any
-    ) -> "MingThinkerConfig":
+    ) -> "MingOmniThinkerConfig":
         """From a released ``config.json``; this is how Transformers reads one.
 
         Raises:
             ConfigError: It holds a key or value that the thinker does not know.
         """
-        check_config(config_dict)
+        ReleasedThinkerConfig.from_dict(config_dict, "config.json")
         return super().from_dict(config_dict, **kwargs)
 
 
 def register_config() -> None:
     """Make SGLang and Transformers use this config and our tokenizer."""
-    _CONFIG_REGISTRY[MODEL_TYPE] = MingThinkerConfig
-    AutoConfig.register(MODEL_TYPE, MingThinkerConfig, exist_ok=True)
+    _CONFIG_REGISTRY[MODEL_TYPE] = MingOmniThinkerConfig
+    AutoConfig.register(MODEL_TYPE, MingOmniThinkerConfig, exist_ok=True)
     AutoTokenizer.register(
-        MingThinkerConfig,
+        MingOmniThinkerConfig,
         fast_tokenizer_class=BailingTokenizer,
         exist_ok=True,
     )
     # SGLang only calls from_pretrained() and reads .tokenizer of what it returns.
-    _CUSTOMIZED_MM_PROCESSOR[MODEL_TYPE] = MingTokenizerHolder  # type: ignore[index]
+    _CUSTOMIZED_MM_PROCESSOR[MODEL_TYPE] = MingOmniTokenizerHolder  # type: ignore[index]
 
 
 def repaired_llm_config(released: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import copy
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
@@ -31,7 +30,6 @@ from sglang.srt.platforms import current_platform
 from sglang.srt.utils.hf_transformers.common import download_from_hf
 from torch import Tensor, nn
 
-from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.ming_omni.thinker import query_states
 from sglang_ext_gen.models.ming_omni.thinker.audio import (
@@ -40,8 +38,9 @@ from sglang_ext_gen.models.ming_omni.thinker.audio import (
     AudioTower,
     encode_clips,
 )
-from sglang_ext_gen.models.ming_omni.thinker.config import MingThinkerConfig
-from sglang_ext_gen.models.ming_omni.thinker.layout import query_scales, thinker_specs
+from sglang_ext_gen.models.ming_omni.thinker.checkpoint import THINKER, query_scales
+from sglang_ext_gen.models.ming_omni.thinker.config import MingOmniThinkerConfig
+from sglang_ext_gen.models.ming_omni.thinker.tensors import thinker_specs
 from sglang_ext_gen.models.ming_omni.thinker.weights import (
     load_query_tokens,
     load_thinker,
@@ -58,7 +57,7 @@ class BailingMM2NativeForConditionalGeneration(StockThinker):
 
     def __init__(
         self,
-        config: MingThinkerConfig,
+        config: MingOmniThinkerConfig,
         quant_config: QuantizationConfig | None = None,
         prefix: str = "",
     ) -> None:
@@ -160,8 +159,8 @@ class BailingMM2NativeForConditionalGeneration(StockThinker):
         Raises:
             CheckpointError: The checkpoint is not a complete thinker.
         """
-        released: dict[str, Any] = read_json(self.folder / "config.json")
-        filled = load_thinker(self, weights, thinker_specs(released))
+        specs = thinker_specs(THINKER.at(self.folder).config, {})
+        filled = load_thinker(self, weights, specs)
         scales = list(load_query_tokens(dict(self.query_tokens), self.folder))
         logger.info(
             "Ming thinker: %d parameters filled, query tokens %s",

@@ -19,7 +19,7 @@ from sglang_ext_gen.media.processor import ThreadedProcessor
 from sglang_ext_gen.models.ming_omni.thinker import media, prompt, query_states
 from sglang_ext_gen.models.ming_omni.thinker.audio import AudioConfig
 from sglang_ext_gen.models.ming_omni.thinker.audio_input import log_mel
-from sglang_ext_gen.models.ming_omni.thinker.layout import query_scales
+from sglang_ext_gen.models.ming_omni.thinker.checkpoint import query_scales
 from sglang_ext_gen.models.ming_omni.thinker.model import (
     BailingMM2NativeForConditionalGeneration,
 )
@@ -41,7 +41,7 @@ _HASH_BITS = 62
 MAX_MEDIA = 128
 
 
-class MingMultimodalProcessor(ThreadedProcessor):
+class MingOmniMultimodalProcessor(ThreadedProcessor):
     """Requests with media, or with a query block, for the Ming thinker."""
 
     models = [BailingMM2NativeForConditionalGeneration]  # noqa: RUF012 SGLang's type

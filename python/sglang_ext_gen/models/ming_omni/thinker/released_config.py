@@ -1,105 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a released ``config.json`` may say, as data.
+"""The thinker's released ``config.json`` as data: all that it may say.
 
 A key that nobody here knows could change the model, and so could a known key with
 another value than the one that is built in: both are refused by name. Source: the
 official config classes and the released file; the keys that every Transformers config
 may hold are listed once.
 
-Nothing here imports torch or SGLang.
+Nothing here imports torch or SGLang, which has a class of its own: ``config.py``.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 from sglang_ext_gen.checkpoint.released_config import (
-    refuse_unknown_keys,
+    Index,
+    StrictConfig,
     require,
-    require_object,
-    require_values,
 )
 from sglang_ext_gen.errors import ConfigError
 
-Config = Mapping[str, Any]
-
-# Sections, and the keys that must be there; "" is the top level.
-_REQUIRED: dict[str, frozenset[str]] = {
-    "": frozenset(
-        {"architectures", "model_type", "mlp_depth"}
-        | {"llm_config", "vision_config", "audio_config"}
-    ),
-    "llm_config": frozenset(
-        {
-            *("eos_token_id", "first_k_dense_replace", "hidden_size"),
-            *("image_patch_token", "intermediate_size", "moe_intermediate_size"),
-            *("n_group", "num_attention_heads", "num_experts", "num_experts_per_tok"),
-            *("num_hidden_layers", "num_key_value_heads", "num_shared_experts"),
-            *("rms_norm_eps", "rope_theta", "router_type", "topk_group"),
-            *("use_bias", "use_expert_bias", "use_qk_norm", "vocab_size"),
-        }
-    ),
-    "vision_config": frozenset(
-        {
-            *("deepstack_visual_indexes", "depth", "hidden_act", "hidden_size"),
-            *("intermediate_size", "num_heads", "num_position_embeddings"),
-            *("out_hidden_size", "patch_size", "spatial_merge_size"),
-            *("in_channels", "temporal_patch_size"),
-        }
-    ),
-    "audio_config": frozenset(
-        {"ds_kernel_size", "ds_stride", "norm_query_embeds", "whisper_encoder_config"}
-    ),
-    "audio_config.whisper_encoder_config": frozenset(
-        {"n_ctx", "n_head", "n_layer", "n_mels", "n_state"}
-    ),
-}
-
-_OPTIONAL: dict[str, frozenset[str]] = {
-    "": frozenset({"talker_config"}),
-    "llm_config": frozenset(
-        {
-            *("attention_dropout", "embedding_dropout", "output_dropout"),
-            *("head_dim", "hidden_act", "image_start_token", "initializer_range"),
-            *("max_position_embeddings", "max_window_layers", "norm_head"),
-            *("moe_router_topk_scaling_factor", "norm_softmax", "norm_topk_prob"),
-            *("output_router_logits", "partial_rotary_factor", "pretraining_tp"),
-            *("rope_scaling", "routed_scaling_factor", "sliding_window", "use_cache"),
-            *("use_interleaved_frame_timestamp", "use_qkv_bias"),
-            *("use_sliding_window", "video_patch_token", "video_start_token"),
-        }
-    ),
-    "vision_config": frozenset({"initializer_range", "tokens_per_second"}),
-    "audio_config": frozenset(),
-    "audio_config.whisper_encoder_config": frozenset(),
-}
-
-# Values that are built in: the code has no other.
-_BUILT_IN: dict[str, dict[str, Any]] = {
-    "": {"model_type": "bailingmm_moe_v2_lite"},
-    "llm_config": {
-        "hidden_act": "silu",
-        "norm_head": False,
-        "norm_softmax": False,
-        "norm_topk_prob": True,
-        "router_type": "MultiRouter",
-        "tie_word_embeddings": False,
-        "use_bias": False,
-        "use_expert_bias": True,
-        "use_interleaved_frame_timestamp": True,
-        "use_qk_norm": True,
-        "use_qkv_bias": False,
-        "use_sliding_window": False,
-    },
-    "vision_config": {
-        "hidden_act": "gelu_pytorch_tanh",
-        "in_channels": 3,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    },
-    "audio_config": {"norm_query_embeds": True},
-    "audio_config.whisper_encoder_config": {},
-}
+Values = Mapping[str, Any]
 
 # Rotary frequencies of a head, of which the official code gives 8 to time, 12 to rows
 # and 12 to columns.
@@ -132,37 +53,166 @@ _GENERIC = frozenset(
 )
 
 
-def check_config(config: Config) -> None:
-    """Raise unless this thinker does all that a ``config.json`` says.
+@dataclass(frozen=True)
+class DecoderConfig(StrictConfig):
+    """``llm_config``."""
 
-    Raises:
-        ConfigError: Names the first key that is unknown or missing, or whose value is
-            not built in.
-    """
-    for section, required in _REQUIRED.items():
-        where, values = "config.json", config
-        for part in filter(None, section.split(".")):
-            values = require_object(values, part, where)
-            where = f"{where}: {part}"
-        refuse_unknown_keys(values, required | _OPTIONAL[section] | _GENERIC, where)
-        for key in sorted(required):
+    eos_token_id: int
+    first_k_dense_replace: Index
+    head_dim: int
+    hidden_size: int
+    image_patch_token: int
+    intermediate_size: int
+    moe_intermediate_size: int
+    n_group: int
+    num_attention_heads: int
+    num_experts: int
+    num_experts_per_tok: int
+    num_hidden_layers: int
+    num_key_value_heads: int
+    num_shared_experts: int
+    rms_norm_eps: float
+    rope_theta: float
+    router_type: str
+    topk_group: int
+    use_bias: bool
+    use_expert_bias: bool
+    use_qk_norm: bool
+    vocab_size: int
+
+    fixed: ClassVar[Values] = {
+        "hidden_act": "silu",
+        "norm_head": False,
+        "norm_softmax": False,
+        "norm_topk_prob": True,
+        "router_type": "MultiRouter",
+        "tie_word_embeddings": False,
+        "use_bias": False,
+        "use_expert_bias": True,
+        "use_interleaved_frame_timestamp": True,
+        "use_qk_norm": True,
+        "use_qkv_bias": False,
+        "use_sliding_window": False,
+    }
+    # Read by SGLang, checked below, or of training.
+    ignored: ClassVar[Collection[str]] = (
+        *("attention_dropout", "embedding_dropout", "output_dropout"),
+        *("image_start_token", "initializer_range", "max_position_embeddings"),
+        *("max_window_layers", "moe_router_topk_scaling_factor"),
+        *("output_router_logits", "partial_rotary_factor", "pretraining_tp"),
+        *("rope_scaling", "routed_scaling_factor", "sliding_window", "use_cache"),
+        *("video_patch_token", "video_start_token"),
+        *_GENERIC,
+    )
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the section.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what is not built in.
+        """
+        flat = dict(values)
+        if not flat.get("head_dim"):
+            heads = require(flat, "num_attention_heads", where)
+            flat["head_dim"] = require(flat, "hidden_size", where) // heads
+        config = super().from_dict(flat, where)
+        _check_rotation(values, config.head_dim, where)
+        return config
+
+
+@dataclass(frozen=True)
+class VisionConfig(StrictConfig):
+    """``vision_config``: the tower."""
+
+    deepstack_visual_indexes: tuple[Index, ...]
+    depth: int
+    hidden_act: str
+    hidden_size: int
+    in_channels: int
+    intermediate_size: int
+    num_heads: int
+    num_position_embeddings: int
+    out_hidden_size: int
+    patch_size: int
+    spatial_merge_size: int
+    temporal_patch_size: int
+
+    fixed: ClassVar[Values] = {
+        "hidden_act": "gelu_pytorch_tanh",
+        "in_channels": 3,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    ignored: ClassVar[Collection[str]] = (
+        "initializer_range",
+        "tokens_per_second",
+        *_GENERIC,
+    )
+
+
+@dataclass(frozen=True)
+class WhisperConfig(StrictConfig):
+    """``whisper_encoder_config`` of ``audio_config``."""
+
+    n_ctx: int
+    n_head: int
+    n_layer: int
+    n_mels: int
+    n_state: int
+
+    ignored: ClassVar[Collection[str]] = _GENERIC
+
+
+@dataclass(frozen=True)
+class AudioTowerConfig(StrictConfig):
+    """``audio_config``: the tower and its projector."""
+
+    ds_kernel_size: int
+    ds_stride: int
+    norm_query_embeds: bool
+    whisper_encoder_config: WhisperConfig
+
+    fixed: ClassVar[Values] = {"norm_query_embeds": True}
+    ignored: ClassVar[Collection[str]] = _GENERIC
+
+
+@dataclass(frozen=True)
+class ReleasedThinkerConfig(StrictConfig):
+    """The file."""
+
+    mlp_depth: int
+    llm_config: DecoderConfig
+    vision_config: VisionConfig
+    audio_config: AudioTowerConfig
+
+    fixed: ClassVar[Values] = {"model_type": "bailingmm_moe_v2_lite"}
+    ignored: ClassVar[Collection[str]] = ("talker_config", *_GENERIC)
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the file.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what is not built in.
+        """
+        for key in ("architectures", "model_type"):
             require(values, key, where)
-        require_values(values, _BUILT_IN[section], where)
-    _check_rotation(config["llm_config"])
+        return super().from_dict(values, where)
 
 
-def _check_rotation(llm: Config) -> None:
+def _check_rotation(llm: Values, head_dim: int, where: str) -> None:
     scaling = dict(llm.get("rope_scaling") or {})
     kind = scaling.pop("type", scaling.pop("rope_type", "video_rope"))
     if kind != "video_rope" or any(value is not None for value in scaling.values()):
         raise ConfigError(
-            f"config.json: llm_config: rope_scaling is {llm['rope_scaling']}, expected "
-            'type "video_rope" and no factor'
+            f"{where}: rope_scaling is {llm['rope_scaling']}, expected type "
+            '"video_rope" and no factor'
         )
-    head = llm.get("head_dim") or llm["hidden_size"] // llm["num_attention_heads"]
     part = llm.get("partial_rotary_factor", 0.5)
-    if head * part / 2 != _FREQUENCIES:
+    if head_dim * part / 2 != _FREQUENCIES:
         raise ConfigError(
-            f"config.json: llm_config: heads of {head}, partial_rotary_factor {part}, "
-            f"have {head * part / 2:g} rotary frequencies, expected {_FREQUENCIES}"
+            f"{where}: heads of {head_dim}, partial_rotary_factor {part}, have "
+            f"{head_dim * part / 2:g} rotary frequencies, expected {_FREQUENCIES}"
         )

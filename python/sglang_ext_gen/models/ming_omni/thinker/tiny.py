@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a small Ming thinker in the official layout, from ``layout.py`` alone.
+"""Write a small Ming thinker in the official layout, from ``tensors.py`` alone.
 
 Sizes differ from the release and from each other where they may. The vocabulary is one
 token per byte and the special tokens in the released order, with the released quirks:
@@ -20,14 +20,12 @@ from sglang_ext_gen.checkpoint.tiny import (
     write_json,
     write_tensors,
 )
-from sglang_ext_gen.models.ming_omni.thinker.layout import (
-    ARCHITECTURE,
-    WEIGHTS_FILE,
-    query_token_specs,
-    thinker_specs,
-)
+from sglang_ext_gen.models.ming_omni.tensors import query_token_specs
+from sglang_ext_gen.models.ming_omni.thinker.checkpoint import THINKER, WEIGHTS_FILE
+from sglang_ext_gen.models.ming_omni.thinker.tensors import thinker_specs
+from sglang_ext_gen.models.ming_omni.thinker_protocol import THINKER_ARCHITECTURE
 
-_SCALES = (2, 4)
+SCALES = (2, 4)
 _HIDDEN, _HEAD_DIM = 64, 128  # the rotary sections fix the size of a head
 _STREAM = {"thinker": 1.0}
 
@@ -83,16 +81,15 @@ def write_checkpoint(
         config = _config(ids)
         config["llm_config"] |= llm or {}
         write_json(folder / "config.json", config)
-        write_json(folder / "mlp" / "config.json", {"img_gen_scales": list(_SCALES)})
-        specs = list(thinker_specs(config))
+        write_json(folder / "mlp" / "config.json", {"img_gen_scales": list(SCALES)})
+        released = THINKER.at(folder).config
+        specs = list(thinker_specs(released, {}))
         if shards == 1:
             _write_random(folder / WEIGHTS_FILE, specs, seed)
         else:
             _write_shards(folder, specs, shards, seed)
-        hidden = config["llm_config"]["hidden_size"]
-        _write_random(
-            folder / "mlp" / WEIGHTS_FILE, query_token_specs(folder, hidden), seed
-        )
+        queries = query_token_specs(SCALES, released.llm_config.hidden_size)
+        _write_random(folder / "mlp" / WEIGHTS_FILE, list(queries), seed)
 
 
 def _write_random(file: Path, specs: Sequence[TensorSpec], seed: int) -> None:
@@ -149,7 +146,7 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
 
 def _config(ids: dict[str, int]) -> dict[str, Any]:
     return {
-        "architectures": [ARCHITECTURE],
+        "architectures": [THINKER_ARCHITECTURE],
         "auto_map": {"AutoConfig": "configuration_bailingmm2.BailingMM2Config"},
         "model_type": "bailingmm_moe_v2_lite",
         "mlp_depth": 2,

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ming_omni.thinker.chat_template import chat_template
-from sglang_ext_gen.models.ming_omni.thinker.layout import TOKENIZER_FILES
+from sglang_ext_gen.models.ming_omni.thinker.checkpoint import TOKENIZER_FILES
 from sglang_ext_gen.models.ming_omni.thinker.tokens import MediaTokens
 
 
@@ -34,7 +34,7 @@ class BailingTokenizer(PreTrainedTokenizerFast):
         return tokenizer
 
 
-class MingTokenizerHolder:
+class MingOmniTokenizerHolder:
     """What SGLang expects of a Hugging Face processor, for a missing one."""
 
     def __init__(self, tokenizer: BailingTokenizer) -> None:
@@ -43,7 +43,7 @@ class MingTokenizerHolder:
     @classmethod
     def from_pretrained(
         cls, path: str, *, revision: str | None = None, **_: Any
-    ) -> "MingTokenizerHolder":
+    ) -> "MingOmniTokenizerHolder":
         """Load the tokenizer from a folder or the Hugging Face hub.
 
         Raises:

@@ -3,7 +3,7 @@
 
 SGLang reads the shards and hands over one tensor at a time; each is written into its
 parameter at once and let go, so nothing but the parameters accumulates. The loader
-proves, by ``layout.py``, that every tensor of the release came exactly once with its
+proves, by ``tensors.py``, that every tensor of the release came exactly once with its
 shape and nothing else came, and, by the names here, that every parameter was filled.
 """
 
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from sglang_ext_gen.checkpoint.layout import TensorSpec
 from sglang_ext_gen.checkpoint.rules import raise_problems
 from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.ming_omni.thinker.layout import (
-    WEIGHTS_FILE,
-    query_token_name,
-)
+from sglang_ext_gen.models.ming_omni.tensors import query_token_name
+from sglang_ext_gen.models.ming_omni.thinker.checkpoint import WEIGHTS_FILE
 
 # On disk but never used: the official code computes their output and drops it.
 SKIPPED = "vision.deepstack_merger_list."
@@ -73,7 +71,7 @@ def load_thinker(
     Args:
         module: SGLang modules; parameters carry SGLang's ``weight_loader``.
         weights: Disk name and tensor, one at a time.
-        specs: Everything that must come, from ``layout.thinker_specs``.
+        specs: Everything that must come, from ``tensors.thinker_specs``.
 
     Returns:
         Names of the parameters and buffers that were filled.

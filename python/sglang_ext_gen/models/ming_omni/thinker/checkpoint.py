@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Ming checkpoint holds for the thinker: shards, a tokenizer, query tokens.
+
+The root holds the thinker. ``mlp/`` holds the learnable query tokens among tensors of
+the image generator, which are not looked at here.
+"""
+
+from pathlib import Path
+
+from sglang_ext_gen.checkpoint.component import Component, found_by, read_or_empty
+from sglang_ext_gen.checkpoint.layout import check_tensors, read_json, read_tensors
+from sglang_ext_gen.errors import CheckpointError
+from sglang_ext_gen.models.ming_omni.config import DEFAULT_SCALES
+from sglang_ext_gen.models.ming_omni.tensors import query_token_specs
+from sglang_ext_gen.models.ming_omni.thinker.released_config import (
+    ReleasedThinkerConfig,
+)
+from sglang_ext_gen.models.ming_omni.thinker.tensors import thinker_specs
+from sglang_ext_gen.models.ming_omni.thinker_protocol import THINKER_ARCHITECTURE
+
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# SGLang reads the shards; ``weights.py`` says where each tensor goes.
+THINKER = Component(
+    "thinker",
+    thinker_specs,
+    config=ReleasedThinkerConfig,
+    folder="",
+    file=WEIGHTS_FILE,
+)
+
+
+def recognises(path: Path) -> bool:
+    """Whether a folder holds a thinker, complete or not."""
+    config = read_or_empty(path / "config.json")
+    is_ours = config.get("architectures") == [THINKER_ARCHITECTURE]
+    return is_ours and "audio_config" in config
+
+
+def check_checkpoint(path: Path) -> list[str]:
+    """Everything that keeps the thinker from being served, one line each."""
+    problems = THINKER.at(path).check()
+    problems += [
+        f"{name} is missing; take it from the Ming code repository, or give its folder "
+        "with --tokenizer-path"
+        for name in TOKENIZER_FILES
+        if not (path / name).is_file()
+    ]
+    problems += found_by(lambda: check_query_tokens(path))
+    return list(dict.fromkeys(problems))
+
+
+def check_query_tokens(path: Path) -> list[str]:
+    """Problems of ``mlp/``, without which the thinker chats but feeds no generator.
+
+    Raises:
+        CheckpointError: The thinker's own config is missing.
+        ConfigError: It does not fit.
+    """
+    width = THINKER.at(path).config.llm_config.hidden_size
+    try:
+        found = read_tensors(path / "mlp" / WEIGHTS_FILE)
+        specs = query_token_specs(query_scales(path), width)
+    except CheckpointError as error:
+        return [f"{error} (needed to draw, not to chat)"]
+    others = ("proj_in.", "proj_out.", "mlp.")
+    return check_tensors(specs, found, where="mlp/", unchecked=others)
+
+
+def query_scales(path: Path) -> tuple[int, ...]:
+    """Sides of the query blocks, in order; empty without ``mlp/config.json``."""
+    file = path / "mlp" / "config.json"
+    if not file.is_file():
+        return ()
+    return tuple(read_json(file).get("img_gen_scales", DEFAULT_SCALES))
