@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from conftest import GOLDEN_ROOT
 
@@ -12,10 +13,17 @@ _FIELDS = (
 )
 
 
+def golden_request(kind: str) -> dict[str, Any]:
+    """Fields of the golden case of a kind, without its picture."""
+    file = GOLDEN_ROOT / "qwen_image" / kind / "golden.json"
+    case = json.loads(file.read_text("utf-8"))["case"]
+    return {name: case[name] for name in _FIELDS}
+
+
 def golden_command(kind: str, checkpoint: str, picture: Path) -> tuple[str, ...]:
     """``generate`` that draws the golden picture of a kind."""
     folder = GOLDEN_ROOT / "qwen_image" / kind
-    case = json.loads((folder / "golden.json").read_text("utf-8"))["case"]
-    flags = [f"--{name.replace('_', '-')}={case[name]}" for name in _FIELDS]
+    request = golden_request(kind)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in request.items()]
     output = ("--output", str(picture), "--precision", "float32", "--json")
     return ("generate", str(folder / checkpoint), *flags, *output)

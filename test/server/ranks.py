@@ -11,7 +11,8 @@ is in ``FOLDER/MODE.RANK.safetensors``; in the mode "one" rank 0 draws alone.
   image tokens for uneven shards.
 - Qwen-Image: the same, as text to image, FP8 weights and an edit.
 - Ming: an edit with a second frame, and 48 image tokens that are padded to 64. The
-  stored query states are known to rank 0 only, which must hand them on.
+  stored query states are known to rank 0 only, which must hand them on. As replicas
+  (``dp``) both ranks know them, and each draws a picture of its own.
 """
 
 import os
@@ -32,7 +33,10 @@ MODES: dict[str, dict[str, Any]] = {
     "cfg": {"enable_cfg_parallel": True},
     "ulysses": {"sp_degree": 2, "ulysses_degree": 2, "enable_cfg_parallel": False},
     "tp": {"tp_size": 2, "enable_cfg_parallel": False},
+    "dp": {"dp_size": 2, "enable_cfg_parallel": False},
 }
+# What the rank of a replica draws.
+REPLICAS = ("edit", "t2i")
 IDEOGRAM4: dict[str, Any] = {
     "prompt": ["a red fox in the snow at night", "ok"],
     "seed": 7,
@@ -74,15 +78,19 @@ def main(rank: int, master_port: int, folder: Path) -> None:
             sp_size=options.get("sp_degree", 1),
             ulysses_degree=options.get("ulysses_degree", 1),
             cfg_degree=2 if options.get("enable_cfg_parallel") else 1,
+            dp_size=options.get("dp_size", 1),
         )
         options = {**options, "num_gpus": world_size}
         own = folder / f"{mode}.{rank}"
         own.mkdir()
-        pictures = {
-            "ideogram4": ideogram4(own, options),
-            **qwen_image(own, options),
-            "ming_omni": ming_omni(rank, options),
-        }
+        if mode == "dp":
+            pictures = {"ming_omni": ming_omni(0, options, REPLICAS[rank])}
+        else:
+            pictures = {
+                "ideogram4": ideogram4(own, options),
+                **qwen_image(own, options),
+                "ming_omni": ming_omni(rank, options),
+            }
         save_file(pictures, folder / f"{mode}.{rank}.safetensors")
         cleanup_dist_env_and_memory()
 
@@ -116,8 +124,8 @@ def qwen_image(folder: Path, options: dict[str, Any]) -> dict[str, "Tensor"]:
     return pictures
 
 
-def ming_omni(rank: int, options: dict[str, Any]) -> "Tensor":
-    """Latents of the golden edit."""
+def ming_omni(rank: int, options: dict[str, Any], case: str = "edit") -> "Tensor":
+    """Latents of a golden case; rank is that in the replica."""
     from sglang.multimodal_gen.runtime.server_args import (
         ServerArgs,
         set_global_server_args,
@@ -139,7 +147,7 @@ def ming_omni(rank: int, options: dict[str, Any]) -> "Tensor":
     set_global_server_args(server_args)
     thinker = StoredThinker(golden_answers(golden)) if rank == 0 else None
     studio = Studio(golden, thinker, server_args)
-    [latents] = studio.latents([studio.request(**golden_request(golden, "edit"))])
+    [latents] = studio.latents([studio.request(**golden_request(golden, case))])
     return latents
 
 

@@ -180,6 +180,37 @@ def run_command(
     return run_program(folder, "-m", "sglang_ext_gen", *words)
 
 
+def plain_generate(
+    checkpoint: Path, picture: Path, request: dict[str, Any], *flags: str
+) -> None:
+    """Run SGLang's own ``sglang generate``, as somebody does who knows nothing of us.
+
+    Args:
+        checkpoint: The model.
+        picture: The file to write.
+        request: Fields that SGLang has a flag for.
+        flags: Further flags.
+    """
+    _, scheduler, master = map(str, free_ports())
+    command = [
+        *(sglang_command(), "generate", "--model-path", str(checkpoint)),
+        *(f"--{name.replace('_', '-')}={value}" for name, value in request.items()),
+        *("--output-file-path", str(picture), "--output-compression", "100"),
+        *("--scheduler-port", scheduler, "--master-port", master, *flags),
+    ]
+    count_start(shown(command))
+    run = subprocess.run(
+        command,
+        cwd=picture.parent,
+        env=server_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
+
+
 @contextmanager
 def float32_generator(model: Path, **server_args: Any) -> Iterator["DiffGenerator"]:
     """A ``DiffGenerator`` that computes in float32, with ports of its own."""

@@ -18,16 +18,11 @@ pytestmark = pytest.mark.slow
 
 # Resolves each path as SGLang's processes do and prints {path: [pipeline, config]}.
 RESOLVE = """
-import json, os, sys
-from sglang.cli.utils import get_is_diffusion_model
+import json, sys
 found = {}
-if os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE"):
-    found["is diffusion"] = get_is_diffusion_model(sys.argv[1])
-    import sglang.srt.models.registry
-else:
-    from sglang.multimodal_gen.runtime.platforms.plugins import apply_plugin_hooks
-    apply_plugin_hooks()
-    apply_plugin_hooks()
+from sglang.multimodal_gen.runtime.platforms.plugins import apply_plugin_hooks
+apply_plugin_hooks()
+apply_plugin_hooks()
 import sglang.multimodal_gen.registry as registry
 for path in sys.argv[1:]:
     info = registry.get_model_info(path, backend="sglang")
@@ -39,6 +34,34 @@ for path in sys.argv[1:]:
         name,
     ]
 registry.get_model_info.cache_clear()
+print("FOUND " + json.dumps(found))
+"""
+# As plain `sglang generate`, and programs that build the arguments first: no plugin is
+# loaded when the registry is asked.
+ASK_FIRST = """
+import json, sys
+import sglang
+from sglang.cli.utils import get_is_diffusion_model
+from sglang.multimodal_gen.configs.pipeline_configs.base import ImagePipelineConfig
+import sglang.multimodal_gen.registry as registry
+from sglang.multimodal_gen.runtime.server_args import ServerArgs
+
+ours, nf4, golden = sys.argv[1:]
+family = "sglang_ext_gen.models.ideogram4"
+info = registry.get_model_info(nf4, backend="sglang")
+found = {"stock": [info.pipeline_cls.__name__, f"{family}.pipeline" in sys.modules]}
+found["is diffusion"] = get_is_diffusion_model(ours)
+found["name"] = registry.get_non_diffusers_pipeline_name(ours)
+
+def config(**arguments):
+    server_args = ServerArgs.from_kwargs(model_path=golden, **arguments)
+    return type(server_args.pipeline_config).__name__, server_args
+
+found["config"], _ = config()
+stock_config = ImagePipelineConfig(vae_precision="fp16")
+found["given"], server_args = config(pipeline_config=stock_config)
+found["kept"] = server_args.pipeline_config.vae_precision
+found["named"], _ = config(pipeline_class_name="Ideogram4Pipeline")
 print("FOUND " + json.dumps(found))
 """
 
@@ -69,20 +92,14 @@ def found(checkpoints, ideogram4_golden):
             [ideogram4_golden.checkpoint],
             {"SGLANG_EXT_GEN_DISABLE": "ideogram4"},
         ),
-        "external": (
-            [ours],
-            {
-                "SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_ext_gen",
-                # No entry point is loaded: what registers is the package's import.
-                "SGLANG_PLUGINS": "none",
-            },
-        ),
+        "asked first": ([ours, nf4, ideogram4_golden.checkpoint], {}),
     }
+    programs = {"asked first": ASK_FIRST}
     processes = {}
     for name, (paths, environment) in cases.items():
         count_start(f"plugins: {name}")
         processes[name] = subprocess.Popen(
-            [sys.executable, "-c", RESOLVE, *map(str, paths)],
+            [sys.executable, "-c", programs.get(name, RESOLVE), *map(str, paths)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -114,9 +131,17 @@ def test_a_disabled_family_is_given_back_to_stock(found, ideogram4_golden):
     assert found["disabled"] == {str(ideogram4_golden.checkpoint): STOCKS}
 
 
-def test_external_model_package_works_in_both_runtimes(found, checkpoints):
-    ours, _ = checkpoints
-    assert found["external"] == {"is diffusion": True, str(ours): OURS}
+def test_the_first_question_about_ours_is_answered_by_us(found):
+    """Pipeline and config are of one maker, whoever chose which."""
+    assert found["asked first"] == {
+        "stock": ["Ideogram4Pipeline", False],
+        "is diffusion": True,
+        "name": "Ideogram4FP8Pipeline",
+        "config": "Ideogram4FP8PipelineConfig",
+        "given": "Ideogram4FP8PipelineConfig",
+        "kept": "fp16",
+        "named": "Ideogram4PipelineConfig",
+    }
 
 
 def test_doctor_proves_the_registration(capsys):

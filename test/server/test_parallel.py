@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from conftest import Golden
-from server.ranks import MODES
+from server.ranks import MODES, REPLICAS
 from server.servers import free_ports, server_environment
 from server.starts import count_start
 
 pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("ranks.py")
-DIVIDED = [mode for mode in MODES if mode != "one"]
+DIVIDED = [mode for mode in MODES if mode not in ("one", "dp")]
 # Sums in another order: of two halves of a matrix product, or of attention (measured
 # 2e-6 and less).
 MAX_ABS = 2e-5
@@ -85,4 +85,17 @@ def test_ming_omni(mode: str, rank: int, folder: Path, golden_dir) -> None:
     want = Golden(golden_dir("ming_omni")).tensor("edit.final_latents")
     scale = want.abs().max()
     latents = drawn(folder, mode, rank, "ming_omni")[0]
+    assert decibels(latents / scale, want / scale) > 80
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_replicas_of_ming_omni_draw_their_own_prompts(
+    rank: int, folder: Path, golden_dir
+) -> None:
+    from images import decibels
+
+    case = REPLICAS[rank]
+    want = Golden(golden_dir("ming_omni")).tensor(f"{case}.final_latents")
+    latents = drawn(folder, "dp", rank, "ming_omni")[0]
+    scale = want.abs().max()
     assert decibels(latents / scale, want / scale) > 80

@@ -209,9 +209,9 @@ COUPLINGS: tuple[Coupling, ...] = (
         "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION",
     ),
     *_rows(
-        *("variable", "__init__.py", f"{_GEN}.utils.external_model_package"),
-        "Plain `sglang generate` would not find our models.",
-        "SGLANG_EXTERNAL_MODEL_PACKAGE",
+        *("variable", "plugin/early.py", f"{_SRT}.environ"),
+        "A user could not leave this package out.",
+        "SGLANG_PLUGINS",
     ),
     *_rows(
         *("variable", "platforms/cpu_reference.py", f"{_SRT}.platforms"),
@@ -282,6 +282,12 @@ COUPLINGS: tuple[Coupling, ...] = (
         *("route", f"{_MING}/thinker_client.py", f"{_SRT_SERVER}:app"),
         "The thinker would not answer the generator.",
         *"/generate /model_info".split(),
+    ),
+    *_rows(
+        *("member", "plugin/early.py", "sglang.multimodal_gen.registry"),
+        "Plain `sglang generate` would not find our models.",
+        *"get_model_info get_non_diffusers_pipeline_name get_pipeline_class".split(),
+        "get_pipeline_config_classes",
     ),
     *_rows(
         *("member", "diffusion/pipeline.py", _PIPELINE),

@@ -22,6 +22,7 @@ from typing import Any
 from sglang_ext_gen.registry import enabled_families, family_of
 
 REGISTRY = "sglang.multimodal_gen.registry"
+_MARK = "_sglang_ext_gen_is_asked_first"
 # Each takes a checkpoint's path or the name of a pipeline first.
 QUESTIONS = (
     "get_model_info",
@@ -83,6 +84,9 @@ class _Loader(Loader):
 
 
 def _ask_us_first(registry: ModuleType, activate: Callable[[], None]) -> None:
+    if hasattr(registry, _MARK):
+        return
+    setattr(registry, _MARK, True)
     activate_once = functools.cache(activate)
     for name in QUESTIONS:
         setattr(registry, name, _asking(registry, name, activate_once))
@@ -104,6 +108,9 @@ def _asking(
         # The hooks are in force now, around this function.
         return getattr(registry, name)(subject, *args, **kwargs)
 
+    for method in ("cache_clear", "cache_info"):
+        if hasattr(original, method):  # register_pipeline clears the answers
+            setattr(ask, method, getattr(original, method))
     return ask
 
 

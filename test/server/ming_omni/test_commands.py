@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ming draws from the command line in bfloat16, and in the demo."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,27 +9,17 @@ from conftest import Golden
 from images import psnr
 from ming_drawing import BF16_DB, golden_png, golden_request
 from server.ming import FLAGS
-from server.servers import run_command
+from server.servers import plain_generate, run_command
 
 pytestmark = pytest.mark.slow
 
 
-def test_all_in_bfloat16(golden_dir, tmp_path: Path) -> None:
+def test_plain_sglang_generate_draws_in_bfloat16(golden_dir, tmp_path: Path) -> None:
     golden = Golden(golden_dir("ming_omni"))
     thinker = " ".join(FLAGS).replace("float32", "bfloat16")
-    words = [
-        word
-        for name, value in golden_request(golden, "edit").items()
-        for word in ("--" + name.replace("_", "-"), str(value))
-    ]
     picture = tmp_path / "edit.png"
-    run = run_command(
-        tmp_path,
-        *("generate", str(golden.checkpoint), *words, f"--thinker-args={thinker}"),
-        *("--output", str(picture), "--json"),
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert json.loads(run.stdout)["family"] == "ming_omni"
+    request = golden_request(golden, "edit")
+    plain_generate(golden.checkpoint, picture, request, f"--thinker-args={thinker}")
     assert psnr(picture, golden_png(golden, "edit")) >= BF16_DB
 
 

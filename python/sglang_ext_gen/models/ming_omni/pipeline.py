@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
-from sglang.multimodal_gen.runtime.distributed.parallel_state import get_world_group
+from sglang.multimodal_gen.runtime.distributed.parallel_state import get_replica_group
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 
 from sglang_ext_gen.diffusion.pipeline import FamilyPipeline
@@ -55,7 +55,7 @@ class MingOmniImagePipeline(FamilyPipeline):
     def before_loading(self, folder: Path, server_args: ServerArgs) -> None:
         """Start the thinker, which loads meanwhile."""
         fit_sequence_exchange(TRANSFORMER.at(folder).config.n_heads, server_args)
-        if get_world_group().is_first_rank:
+        if get_replica_group().is_first_rank:
             self.thinkers = _find_thinkers(folder, server_args)
 
     def load_modules(

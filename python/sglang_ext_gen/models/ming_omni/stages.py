@@ -29,7 +29,7 @@ from sglang.multimodal_gen.runtime.distributed.communication_op import (
 )
 from sglang.multimodal_gen.runtime.distributed.parallel_state import (
     get_classifier_free_guidance_rank,
-    get_world_group,
+    get_replica_group,
 )
 from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
@@ -154,7 +154,7 @@ class MingOmniConditioningStage(FamilyStage):
 
     def _fetch(self, requests: Sequence[ThinkerRequest]) -> list[QueryStates]:
         """States from the first rank's thinker, on every rank; its errors, too."""
-        group = get_world_group()
+        group = get_replica_group()
         answer: list[QueryStates] | ExtGenError | None = None
         if self.thinker is not None:
             try:
