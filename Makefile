@@ -35,7 +35,7 @@ demo: setup ## Write tiny checkpoints, draw and chat with them, on any device
 
 # Two at a time: a starting server keeps one core busy for a minute. Servers come
 # first, so that the short files at the end keep both busy.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup ## Run every test that needs no accelerator; ARGS are passed to pytest
 	$(PYTEST) $(ARGS)

@@ -81,14 +81,17 @@ def ideogram4_golden(golden_dir: Callable[[str], Path]) -> Golden:
     return Golden(golden_dir("ideogram4"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``--dist loadgroup`` runs in one process what shares fixtures: mostly a file."""
-    for item in items:
-        folder = item.path.parent
-        shared = folder if folder.name == "one_port" else item.path.with_suffix("")
-        group = "/".join(shared.parts[-2:])
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process runs what shares fixtures: a file, or a folder ``one_port``."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class SharedStarts(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            return str(file.parent if file.parent.name == "one_port" else file)
+
+    return SharedStarts(config, log)
 
 
 def pytest_collection_finish() -> None:
