@@ -7,7 +7,7 @@ Everything that imports SGLang is inside a function.
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ def stdout_to_stderr() -> Iterator[int]:
     original = os.dup(1)
     os.dup2(2, 1)
     try:
-        yield original
+        with redirect_stdout(sys.stderr):
+            yield original
     finally:
         sys.stdout.flush()
         os.dup2(original, 1)
