@@ -49,7 +49,10 @@ def activation(calls: list[str], name: str):
         calls.append("activated")
         registry = sys.modules[name]
         before = registry.get_model_info
-        registry.get_model_info = lambda *args, **kwargs: ("ours", before(*args))
+        vars(registry)["get_model_info"] = lambda *args, **kwargs: (
+            "ours",
+            before(*args),
+        )
 
     return activate
 
@@ -85,7 +88,9 @@ def test_the_name_of_a_pipeline_of_ours_activates_us(registry_name):
 def test_the_registry_is_imported_as_by_anybody_else(registry_name):
     early.watch(lambda: None)
     registry = importlib.import_module(registry_name)
-    assert registry.__loader__ is registry.__spec__.loader
+    spec = registry.__spec__
+    assert spec is not None
+    assert registry.__loader__ is spec.loader
     assert type(registry.__loader__).__module__.startswith("_frozen_importlib")
     registry.get_model_info("somewhere/else")
     registry.get_model_info.cache_clear()
