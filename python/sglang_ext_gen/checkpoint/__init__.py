@@ -2,6 +2,7 @@
 """Checkpoints: what is on disk, where it goes, and proof that the two agree.
 
     component.py  the parts of a checkpoint as a table, and its generic check
+    files.py      opens regular files alone, bounded; strict JSON
     layout.py     tensors on disk: headers, expected names, shapes and dtypes
     rules.py      where each disk tensor goes: Rename, Merge, Split, Skip
     load.py       applies the rules to a module and proves completeness

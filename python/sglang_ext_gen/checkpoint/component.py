@@ -15,6 +15,7 @@ from pathlib import Path
 from posixpath import normpath
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from sglang_ext_gen.checkpoint.files import is_there
 from sglang_ext_gen.checkpoint.layout import (
     StoredTensor,
     TensorSpec,
@@ -199,7 +200,7 @@ class StoredComponent(Generic[C]):
 
 def _is_there(file: Path) -> bool:
     """Whether a safetensors file or its shards are."""
-    return file.is_file() or file.with_name(f"{file.name}.index.json").is_file()
+    return is_there(file) or is_there(file.with_name(f"{file.name}.index.json"))
 
 
 def found_by(check: Callable[[], list[str]]) -> list[str]:

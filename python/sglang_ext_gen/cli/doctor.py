@@ -122,6 +122,15 @@ def _sections(
 
 def examine_model(model: Path) -> dict[str, Any]:
     """Whose checkpoint a directory is and what is wrong with it."""
+    try:
+        return _examine_readable(model)
+    except OSError as error:
+        # Of a folder that may not be entered, not even what is in it can be asked.
+        reason = f"{error.filename or model} cannot be read: {error.strerror}"
+        return {"path": str(model), "family": None, "problems": [reason]}
+
+
+def _examine_readable(model: Path) -> dict[str, Any]:
     found = [family_of(model), language_model_of(model)] if model.is_dir() else []
     owners = [row for row in found if row is not None]
     if not owners:
