@@ -7,7 +7,8 @@
     rules.py      where each disk tensor goes: Rename, Merge, Split, Skip
     load.py       applies the rules to a module and proves completeness
     build.py      a component as a module: built, filled; pickles converted
-    pickles.py    tensors of a vendor's .pt file, without running code in it
+    pickles.py    tensors of a vendor's .pt file, without running code in it;
+                  pickle_layout.py: which ones there are, without torch
     tiny.py       writes small random checkpoints; tiny_tokenizer.py: with a tokenizer
     source.py     where a checkpoint is on this machine
     fp8_quality.py         what FP8 would do to the weights of a file

@@ -22,7 +22,8 @@ FLOATS = ("BF16", "F16", "F32")
 FLOAT32 = ("F32",)
 INT64 = ("I64",)
 
-_ITEM_BYTES = {
+# Bytes of one number, by the format's name of its dtype.
+ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4,
@@ -215,7 +216,7 @@ def _parse_entry(file: Path, name: str, entry: Any) -> StoredTensor:
     try:
         dtype, shape = entry["dtype"], _sizes(entry["shape"])
         start, end = _sizes(entry["data_offsets"])
-        nbytes = math.prod(shape) * _ITEM_BYTES[dtype]
+        nbytes = math.prod(shape) * ITEM_BYTES[dtype]
     except (KeyError, TypeError, ValueError) as error:
         shown = str(entry)[:_SHOWN_ENTRY]
         raise CheckpointError(
