@@ -15,6 +15,7 @@ from pathlib import Path
 from posixpath import normpath
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from sglang_ext_gen.checkpoint.files import is_there
 from sglang_ext_gen.checkpoint.layout import (
     StoredTensor,
     TensorSpec,
@@ -22,6 +23,7 @@ from sglang_ext_gen.checkpoint.layout import (
     read_json,
     read_tensors,
 )
+from sglang_ext_gen.checkpoint.pickle_layout import read_pickle_layout
 from sglang_ext_gen.checkpoint.rules import Rule
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 
@@ -146,7 +148,9 @@ class StoredComponent(Generic[C]):
 
     @cached_property
     def stored(self) -> Stored:
-        """What the headers of its safetensors file, or of its shards, say."""
+        """What the headers of its safetensors file or shards, or its pickle, say."""
+        if self.file.suffix in PICKLES:
+            return read_pickle_layout(self.file)
         return read_tensors(self.file)
 
     @cached_property
@@ -174,15 +178,11 @@ class StoredComponent(Generic[C]):
     def check(self) -> list[str]:
         """Everything that keeps the part from being loaded, one line each.
 
-        Only the config and headers are read, of a pickle nothing.
+        Only the config and headers are read, and of a pickle the operations.
         """
         if self.parts:
             return [line for part in self.parts.values() for line in part.check()]
         problems = problem_of(lambda: self.config)
-        if self.file.suffix in PICKLES:
-            return problems + (
-                [] if self.file.is_file() else [f"{self.file} is missing"]
-            )
         if problems:
             # Damaged weights are named too where a wrong config ends the check.
             return problems + problem_of(lambda: self.stored)
@@ -199,7 +199,7 @@ class StoredComponent(Generic[C]):
 
 def _is_there(file: Path) -> bool:
     """Whether a safetensors file or its shards are."""
-    return file.is_file() or file.with_name(f"{file.name}.index.json").is_file()
+    return is_there(file) or is_there(file.with_name(f"{file.name}.index.json"))
 
 
 def found_by(check: Callable[[], list[str]]) -> list[str]:

@@ -6,14 +6,15 @@ format), so a 27 GB checkpoint is checked in well under a second and a truncated
 file is found without reading its data. torch is not imported.
 """
 
-import json
 import math
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sglang_ext_gen.checkpoint.files import open_regular, parse_json, read_json
 from sglang_ext_gen.errors import CheckpointError
 
 FLOAT8 = ("F8_E4M3",)
@@ -21,13 +22,20 @@ FLOATS = ("BF16", "F16", "F32")
 FLOAT32 = ("F32",)
 INT64 = ("I64",)
 
-_ITEM_BYTES = {
+# Bytes of one number, by the format's name of its dtype.
+ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4,
     "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
 _LENGTH_BYTES = 8
+# The format's own bound, and what a file of it can address.
+_MAX_HEADER_BYTES = 100_000_000
+_MAX_NUMBER = 2**63
+_MAX_DIMENSIONS = 16
+_SHOWN_ENTRY = 200
+_LFS_START = b"version "
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ def read_tensors(file: Path) -> dict[str, StoredTensor]:
             damaged or inconsistent.
     """
     index_file = file.with_name(f"{file.name}.index.json")
-    if index_file.exists():
+    if os.path.exists(index_file):
         return _read_shards(index_file)
     return read_header(file)
 
@@ -145,9 +153,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: The file is missing, truncated or not safetensors.
     """
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing")
-    header, data_start = _parse_header(file)
+    header, data_start, size = _parse_header(file)
     tensors = [
         _parse_entry(file, name, entry)
         for name, entry in header.items()
@@ -162,7 +168,6 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 f"of the data, expected {end}"
             )
         end += tensor.nbytes
-    size = file.stat().st_size
     if size != data_start + end:
         state = "truncated" if size < data_start + end else "damaged"
         raise CheckpointError(
@@ -172,35 +177,50 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header and the position where the data start."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+def _parse_header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The JSON header, the position where the data start, and the file's size."""
+    stream, size = open_regular(file)
+    with stream:
         start = stream.read(_LENGTH_BYTES)
+        if start == _LFS_START:
+            raise CheckpointError(
+                f"{file} is a Git LFS pointer, not the weights: run `git lfs pull`"
+            )
         length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else size
         if _LENGTH_BYTES + length > size:
             raise CheckpointError(
                 f"{file} is truncated or not safetensors: it has {size} bytes, "
                 "not enough for its header"
             )
+        if length > _MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{file} is not safetensors: its header would take {length} bytes, "
+                f"the format allows {_MAX_HEADER_BYTES}"
+            )
         text = stream.read(length)
     try:
-        header = json.loads(text)
+        header = parse_json(text)
     except ValueError as error:
         raise CheckpointError(f"{file} has no safetensors header: {error}") from error
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not text.startswith(b"{"):
         raise CheckpointError(f"{file} has no safetensors header: not a JSON object")
-    return header, _LENGTH_BYTES + length
+    notes = header.get("__metadata__", {})
+    if not isinstance(notes, dict) or not all(
+        isinstance(note, str) for note in notes.values()
+    ):
+        raise CheckpointError(f"{file} is damaged: its __metadata__ are not all texts")
+    return header, _LENGTH_BYTES + length, size
 
 
 def _parse_entry(file: Path, name: str, entry: Any) -> StoredTensor:
     try:
-        dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
-        start, end = (int(n) for n in entry["data_offsets"])
-        nbytes = math.prod(shape) * _ITEM_BYTES[dtype]
+        dtype, shape = entry["dtype"], _sizes(entry["shape"])
+        start, end = _sizes(entry["data_offsets"])
+        nbytes = math.prod(shape) * ITEM_BYTES[dtype]
     except (KeyError, TypeError, ValueError) as error:
+        shown = str(entry)[:_SHOWN_ENTRY]
         raise CheckpointError(
-            f"{file} is damaged: cannot read the entry of {name} ({entry})"
+            f"{file} is damaged: cannot read the entry of {name} ({shown})"
         ) from error
     if min(shape, default=0) < 0 or end - start != nbytes:
         raise CheckpointError(
@@ -210,14 +230,27 @@ def _parse_entry(file: Path, name: str, entry: Any) -> StoredTensor:
     return StoredTensor(name, dtype, shape, nbytes, start, file)
 
 
+def _sizes(values: Any) -> tuple[int, ...]:
+    """A list of sizes as they stand in a header."""
+    if not isinstance(values, list) or len(values) > _MAX_DIMENSIONS:
+        raise TypeError("not a list of sizes")
+    if not all(type(n) is int and abs(n) < _MAX_NUMBER for n in values):
+        raise ValueError("not sizes")
+    return tuple(values)
+
+
 def _read_shards(index_file: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_file} has no weight_map")
+    for name, shard in weight_map.items():
+        if not _is_plain_name(shard):
+            raise CheckpointError(
+                f"{index_file}: {str(shard)[:_SHOWN_ENTRY]!r}, given for {name}, is "
+                "not a plain file name"
+            )
     tensors: dict[str, StoredTensor] = {}
-    for shard in sorted({str(shard) for shard in weight_map.values()}):
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{index_file}: {shard!r} is not a plain file name")
+    for shard in sorted(set(weight_map.values())):
         for name, tensor in read_header(index_file.with_name(shard)).items():
             if name in tensors:
                 raise CheckpointError(
@@ -235,18 +268,6 @@ def _read_shards(index_file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: The file is missing or does not hold a JSON object.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} must hold a JSON object")
-    return value
+def _is_plain_name(name: Any) -> bool:
+    """Whether it can only be a file of the same folder."""
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name

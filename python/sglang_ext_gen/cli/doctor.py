@@ -122,18 +122,44 @@ def _sections(
 
 def examine_model(model: Path) -> dict[str, Any]:
     """Whose checkpoint a directory is and what is wrong with it."""
-    found = [family_of(model), language_model_of(model)] if model.is_dir() else []
-    owners = [row for row in found if row is not None]
+    try:
+        return _examine_readable(model)
+    except OSError as error:
+        # Of a folder that may not be entered, not even what is in it can be asked.
+        reason = f"{error.filename or model} cannot be read: {error.strerror}"
+        return {"path": str(model), "family": None, "problems": [reason]}
+
+
+def _examine_readable(model: Path) -> dict[str, Any]:
+    owners = _owners(model) if model.is_dir() else []
     if not owners:
         rows = (*enabled_families(), *enabled_language_models())
         titles = ", ".join(row.title for row in rows)
         what = "no checkpoint of" if model.is_dir() else "no directory, so not one of"
         problems = [f"{model} is {what} {titles or 'any enabled family'}"]
         return {"path": str(model), "family": None, "problems": problems}
-    # A checkpoint may hold both a generator and a language model.
     checks = dict.fromkeys(row.load(row.check_checkpoint) for row in owners)
     problems = [line for check in checks for line in check(model)]
     return {"path": str(model), "family": owners[0].name, "problems": problems}
+
+
+def _owners(model: Path) -> list[Any]:
+    """Whose parts a directory holds.
+
+    A checkpoint may hold both a generator and a language model. One of the two whose
+    weights are there belongs to it even where a broken config hides what it is.
+    """
+    family, language_model = family_of(model), language_model_of(model)
+    if family and not language_model and any(model.glob("model*.safetensors*")):
+        rows = enabled_language_models()
+        named = [row for row in rows if row.name == family.language_model]
+        language_model = next(iter(named), None)
+    folders = (model / "transformer", model / "vae")
+    if language_model and not family and any(folder.is_dir() for folder in folders):
+        rows = enabled_families()
+        named = [row for row in rows if row.language_model == language_model.name]
+        family = next(iter(named), None)
+    return [row for row in (family, language_model) if row is not None]
 
 
 def _fp8_quality(model: Path) -> dict[str, float]:

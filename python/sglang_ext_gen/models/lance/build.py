@@ -11,7 +11,6 @@ from sglang.multimodal_gen.runtime.models.vaes.wanvae import AutoencoderKLWan
 
 from sglang_ext_gen.checkpoint.build import convert_components
 from sglang_ext_gen.checkpoint.component import StoredComponent
-from sglang_ext_gen.checkpoint.pickles import stored_in
 from sglang_ext_gen.models.lance.checkpoint import VAE, find_files
 from sglang_ext_gen.models.lance.config import (
     FRAMES_PER_LATENT,
@@ -71,7 +70,7 @@ def convert(path: Path) -> list[Path]:
 def _wan(
     part: StoredComponent[None], dtype: torch.dtype, has_encoder: bool
 ) -> AutoencoderKLWan:
-    widths = VaeWidths.from_tensors(stored_in(part))
+    widths = VaeWidths.from_tensors(part.stored)
     config = WanVAEConfig(
         arch_config=WanVAEArchConfig(
             base_dim=widths.encoder,

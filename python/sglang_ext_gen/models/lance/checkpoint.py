@@ -208,7 +208,7 @@ def check_checkpoint(path: Path) -> list[str]:
     for variant in variants:
         problems += _check_tokenizer(files.folder(variant))
         problems += files.transformer(variant).check()
-        problems += found_by(files.vision(variant).check)
+        problems += found_by(lambda name=variant: files.vision(name).check())
     for part in (VISION, VAE):
         problems += part.at(files.root).check()
     return list(dict.fromkeys(problems))

@@ -197,7 +197,7 @@ def _disagreements(path: Path) -> list[str]:
             )
         )
     root = read_or_empty(path / "config.json")
-    if "llm_config" in root:
+    if isinstance(root.get("llm_config"), dict):
         pairs.append(
             (
                 "mlp/: width of proj_in.weight",

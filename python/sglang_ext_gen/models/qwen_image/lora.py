@@ -27,6 +27,7 @@ from sglang.multimodal_gen.runtime.pipelines_core import LoRAPipeline
 from sglang.multimodal_gen.runtime.utils.hf_diffusers_utils import maybe_download_lora
 from torch import Tensor
 
+from sglang_ext_gen.checkpoint.files import open_regular
 from sglang_ext_gen.checkpoint.layout import read_header
 from sglang_ext_gen.errors import CheckpointError, RequestError
 
@@ -191,7 +192,8 @@ def fingerprint(path: str, alpha: float | None) -> str:
     """
     digest = hashlib.sha256(f"{path} alpha={alpha}".encode())
     for file in (*_local_files(path, "safetensors"), *_local_files(path, "json")):
-        with file.open("rb") as stream:
+        stream, _ = open_regular(file)
+        with stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
 
