@@ -23,7 +23,11 @@ from sglang_ext_gen.checkpoint.component import (
     read_or_empty,
 )
 from sglang_ext_gen.checkpoint.layout import TensorSpec, has_float8, read_json
-from sglang_ext_gen.checkpoint.released_config import require_class, require_values
+from sglang_ext_gen.checkpoint.released_config import (
+    require_class,
+    require_values,
+    warn_of_unused,
+)
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ideogram4.config import (
     TEXT_ENCODER_CLASSES,
@@ -108,8 +112,8 @@ INDEX = {
     "unconditional_transformer": ("diffusers", (TRANSFORMER_CLASS,)),
     "vae": ("diffusers", (VAE_CLASS,)),
 }
-# Part of the diffusers pipeline (it rewrites prompts), not of the release; unused.
-_OPTIONAL = ("prompt_enhancer_head",)
+# The head is part of the diffusers pipeline (it rewrites prompts), not of the release.
+_KNOWN = (*INDEX, "prompt_enhancer_head")
 _CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -155,16 +159,14 @@ def check_checkpoint(path: Path, *, require_unconditional: bool = True) -> list[
 
 def _check_index(path: Path, names: Collection[str]) -> list[str]:
     index = read_json(path / "model_index.json")
-    problems = [
-        f"model_index.json: unknown component {key!r}"
-        for key in index
-        if not key.startswith("_") and key not in (*INDEX, *_OPTIONAL)
-    ]
+    unused = [key for key in index if key[:1] != "_" and key not in _KNOWN]
+    if unused:  # components that the release does not have
+        warn_of_unused("model_index.json", tuple(unused))
     allowed: dict[str, list[Any]] = {"_class_name": [PIPELINE_CLASS]}
     for name, (library, classes) in INDEX.items():
         if name in names:
             allowed[name] = [[library, cls] for cls in classes]
-    return problems + [
+    return [
         f"model_index.json: {key} is {index.get(key)}, expected "
         f"{' or '.join(map(str, values))}"
         for key, values in allowed.items()
