@@ -19,6 +19,7 @@ from sglang_ext_gen.checkpoint.layout import (
     StoredTensor,
     TensorSpec,
     check_tensors,
+    missing_file,
     read_json,
     read_tensors,
 )
@@ -180,9 +181,7 @@ class StoredComponent(Generic[C]):
             return [line for part in self.parts.values() for line in part.check()]
         problems = problem_of(lambda: self.config)
         if self.file.suffix in PICKLES:
-            return problems + (
-                [] if self.file.is_file() else [f"{self.file} is missing"]
-            )
+            return problems + ([] if self.file.is_file() else [missing_file(self.file)])
         if problems:
             # Damaged weights are named too where a wrong config ends the check.
             return problems + problem_of(lambda: self.stored)
@@ -198,8 +197,10 @@ class StoredComponent(Generic[C]):
 
 
 def _is_there(file: Path) -> bool:
-    """Whether a safetensors file or its shards are."""
-    return file.is_file() or file.with_name(f"{file.name}.index.json").is_file()
+    """Whether a safetensors file, its index or one of its shards is."""
+    index = file.with_name(f"{file.name}.index.json")
+    shards = f"{file.stem}-*-of-*{file.suffix}"
+    return file.is_file() or index.is_file() or any(file.parent.glob(shards))
 
 
 def found_by(check: Callable[[], list[str]]) -> list[str]:

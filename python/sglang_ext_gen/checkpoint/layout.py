@@ -8,6 +8,7 @@ file is found without reading its data. torch is not imported.
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _ITEM_BYTES = {
     "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
 _LENGTH_BYTES = 8
+# What Git checks out where the large files were not fetched: a few lines of text.
+_LFS_START = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,9 @@ def _scale_note(name: str, tensors: Mapping[str, StoredTensor]) -> str:
 def read_tensors(file: Path) -> dict[str, StoredTensor]:
     """Headers of one component: ``file``, or the shards of its index.
 
-    ``<file>.index.json`` wins when it exists, as with the vendor's loader.
+    ``<file>.index.json`` wins when it exists, as with the vendor's loader. Shards
+    without their index (``<stem>-00001-of-00003.safetensors``) are taken when all of
+    them are there.
 
     Raises:
         CheckpointError: The file, its index or one of its shards is missing,
@@ -136,7 +141,47 @@ def read_tensors(file: Path) -> dict[str, StoredTensor]:
     index_file = file.with_name(f"{file.name}.index.json")
     if index_file.exists():
         return _read_shards(index_file)
+    if not file.is_file() and (shards := find_shards(file)):
+        return _join(shards, file)
     return read_header(file)
+
+
+def find_shards(file: Path) -> list[Path]:
+    """The shards of a file by their names, whether or not an index lists them.
+
+    Raises:
+        CheckpointError: Some of them are missing, or they are of two sets.
+    """
+    name = re.compile(rf"{re.escape(file.stem)}-(\d+)-of-(\d+){re.escape(file.suffix)}")
+    paths = file.parent.iterdir() if file.parent.is_dir() else ()
+    found = {
+        (int(match[2]), int(match[1])): path
+        for path in paths
+        if (match := name.fullmatch(path.name))
+    }
+    if not found:
+        return []
+    count = max(found)[0]
+    missing = [n for n in range(1, count + 1) if (count, n) not in found]
+    if missing:
+        raise CheckpointError(
+            f"{file} has no index, and {len(missing)} of its {count} shards are "
+            f"missing, number {missing[0]} first: the download is not complete"
+        )
+    if len(found) > count:
+        raise CheckpointError(f"{file} has no index, and shards of more than one set")
+    return [found[key] for key in sorted(found)]
+
+
+def _join(shards: list[Path], file: Path) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        for name, tensor in read_header(shard).items():
+            if name in tensors:
+                first = tensors[name].file.name
+                raise CheckpointError(f"{file}: {name} is in {first} and {shard.name}")
+            tensors[name] = tensor
+    return tensors
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -146,7 +191,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         CheckpointError: The file is missing, truncated or not safetensors.
     """
     if not file.is_file():
-        raise CheckpointError(f"{file} is missing")
+        raise CheckpointError(missing_file(file))
     header, data_start = _parse_header(file)
     tensors = [
         _parse_entry(file, name, entry)
@@ -176,6 +221,8 @@ def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
     """The JSON header and the position where the data start."""
     size = file.stat().st_size
     with file.open("rb") as stream:
+        _refuse_pointer(file, stream.read(len(_LFS_START)))
+        stream.seek(0)
         start = stream.read(_LENGTH_BYTES)
         length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else size
         if _LENGTH_BYTES + length > size:
@@ -191,6 +238,24 @@ def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{file} has no safetensors header: not a JSON object")
     return header, _LENGTH_BYTES + length
+
+
+def missing_file(file: Path) -> str:
+    """What to say of a file that is not there, or is not there yet."""
+    if file.is_symlink():
+        target = file.readlink()
+        return f"{file} is missing: it is a link to {target}, which is not there"
+    partial = [f"{file.name}{suffix}" for suffix in (".incomplete", ".part", ".aria2")]
+    found = [name for name in partial if file.with_name(name).exists()]
+    note = f": the download is not complete ({found[0]} is there)" if found else ""
+    return f"{file} is missing{note}"
+
+
+def _refuse_pointer(file: Path, start: bytes) -> None:
+    if start.startswith(_LFS_START):
+        raise CheckpointError(
+            f"{file} is a Git LFS pointer, not the file: run git lfs pull"
+        )
 
 
 def _parse_entry(file: Path, name: str, entry: Any) -> StoredTensor:
@@ -242,9 +307,11 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: The file is missing or does not hold a JSON object.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        content = file.read_bytes()
+        _refuse_pointer(file, content)
+        value = json.loads(content.decode("utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing") from error
+        raise CheckpointError(missing_file(file)) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(value, dict):

@@ -94,7 +94,7 @@ TEXT_ENCODER = Component(
     build=_BUILD + "build_text_encoder",
     file="model.safetensors",
     precision="text_encoder",
-    unchecked=("visual.", "model.visual."),
+    unchecked=("visual.", "model.visual.", "lm_head."),
 )
 VAE = Component(  # stock SGLang loads it
     "vae", specs=_vae_specs, config=Ideogram4VAEConfig
@@ -143,10 +143,16 @@ def check_checkpoint(path: Path, *, require_unconditional: bool = True) -> list[
     """
     if not path.is_dir():
         return [f"{path} is not a folder"]
-    left_out = set()
-    if not require_unconditional and not (path / UNCONDITIONAL.name).exists():
+    left_out, missing = set(), []
+    if not (path / UNCONDITIONAL.name).exists():
         left_out.add(UNCONDITIONAL.name)
+    if left_out and require_unconditional:
+        missing.append(
+            f"{UNCONDITIONAL.name}/ is missing; with --no-unconditional (in Python "
+            "load_unconditional=False) guidance 1 is served without it"
+        )
     problems = [
+        *missing,
         *found_by(partial(_check_index, path, INDEX.keys() - left_out)),
         *found_by(partial(_check_scheduler, path)),
         *found_by(partial(_check_tokenizer, path)),
@@ -199,15 +205,16 @@ def _check_tokenizer(path: Path) -> list[str]:
 
 
 def _check_fp8_key(path: Path) -> list[str]:
-    """The one key that says what the tensors say themselves."""
+    """The one key that says what the tensors say themselves.
+
+    Plain re-packs keep it; in FP8 the file that denies it is another one's.
+    """
     part = TEXT_ENCODER.at(path)
     name = part.component.config_file
-    is_fp8 = has_float8(part.stored)
-    require_values(
-        read_json(part.folder / name),
-        {"ideogram_fp8_weight_only": is_fp8},
-        f"{part.where}{name}",
-    )
+    if has_float8(part.stored):
+        values = read_json(part.folder / name)
+        wanted = {"ideogram_fp8_weight_only": True}
+        require_values(values, wanted, f"{part.where}{name}")
     return []
 
 
