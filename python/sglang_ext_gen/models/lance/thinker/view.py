@@ -23,7 +23,7 @@ from sglang_ext_gen.checkpoint.released_config import with_rope_scaling
 from sglang_ext_gen.models.lance.checkpoint import (
     VISION,
     LanceFiles,
-    check_checkpoint,
+    check_understanding,
     find_files,
     has_bundled_vision,
     recognises,
@@ -91,7 +91,7 @@ def make_view(path: Path) -> Path:
     Raises:
         CheckpointError: The checkpoint is incomplete.
     """
-    refuse(path, check_checkpoint(path))
+    refuse(path, check_understanding(path))
     files = find_files(path)
     variant = _variant(files)
     source = files.folder(variant).resolve()
