@@ -28,6 +28,7 @@ from sglang_ext_gen.registry import (
     enabled_language_models,
     family_of,
     language_model_of,
+    near_misses,
 )
 
 DISTRIBUTIONS = (
@@ -124,16 +125,22 @@ def examine_model(model: Path) -> dict[str, Any]:
     """Whose checkpoint a directory is and what is wrong with it."""
     found = [family_of(model), language_model_of(model)] if model.is_dir() else []
     owners = [row for row in found if row is not None]
+    notes = near_misses(model) if model.exists() else []
     if not owners:
         rows = (*enabled_families(), *enabled_language_models())
         titles = ", ".join(row.title for row in rows)
         what = "no checkpoint of" if model.is_dir() else "no directory, so not one of"
-        problems = [f"{model} is {what} {titles or 'any enabled family'}"]
-        return {"path": str(model), "family": None, "problems": problems}
+        problems = [f"{model} is {what} {titles or 'any enabled family'}", *notes]
+        return {"path": str(model), "family": None, "problems": problems, "notes": []}
     # A checkpoint may hold both a generator and a language model.
     checks = dict.fromkeys(row.load(row.check_checkpoint) for row in owners)
     problems = [line for check in checks for line in check(model)]
-    return {"path": str(model), "family": owners[0].name, "problems": problems}
+    return {
+        "path": str(model),
+        "family": owners[0].name,
+        "problems": problems,
+        "notes": notes,
+    }
 
 
 def _fp8_quality(model: Path) -> dict[str, float]:
@@ -225,7 +232,8 @@ def _render_model(model: dict[str, Any]) -> str:
     count = len(model["problems"])
     state = f"{count} problem(s)" if count else "complete"
     family = model["family"] or "unknown family"
-    return _table("checkpoint", {model["path"]: f"{family}, {state}"})
+    table = _table("checkpoint", {model["path"]: f"{family}, {state}"})
+    return "\n".join([table, *(f"  {note}" for note in model["notes"])])
 
 
 def _render_fp8_quality(quality: dict[str, float]) -> str:

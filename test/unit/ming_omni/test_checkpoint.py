@@ -32,6 +32,7 @@ from sglang_ext_gen.models.ming_omni.thinker.weights import (
     load_thinker,
     target_of,
 )
+from sglang_ext_gen.registry import near_misses
 
 LAYER = "model.model.layers.3"
 
@@ -216,6 +217,20 @@ def test_query_tokens_are_loaded_strictly(copied):
     with pytest.raises(CheckpointError, match="is missing"):
         list(load_query_tokens(tokens, copied))
     assert list(load_query_tokens({}, copied)) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"thinker_config": {}, "architectures": ["X"]}, "config.json is a composite"),
+        ({"llm_config": {}, "architectures": ["X"]}, "of config.json is ['X'], exp"),
+    ],
+)
+def test_a_thinker_that_is_not_recognised_is_explained(copied, config, reason):
+    (copied / "config.json").write_text(json.dumps(config))
+    (note,) = near_misses(copied)
+    assert f"{copied}: no thinker was found because" in note
+    assert reason in note
 
 
 def test_the_config_is_repaired(ming_golden, caplog):
