@@ -67,7 +67,7 @@ def test_what_stays_with_stock(t2i_checkpoint, tmp_path, change) -> None:
             "is QwenImageLayeredPipeline; that relative of Qwen-Image is left to stock",
         ),
         ({"transformer/config": {"quantization_config": {}}}, "its transformer is qua"),
-        ({"transformer/config": {"use_layer3d_rope": True}}, "is another one (QwenIm"),
+        ({"transformer/config": {"use_layer3d_rope": True}}, "is another one (use_l"),
     ],
     ids=["layered", "quantised", "layer3d"],
 )

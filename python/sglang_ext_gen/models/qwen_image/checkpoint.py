@@ -62,6 +62,8 @@ TEXT_ENCODER = Component(
 COMPONENTS = (TRANSFORMER, VAE, TEXT_ENCODER)
 
 SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
+# Of Qwen-Image-Layered's transformer, which has the same class.
+_OTHER_FLAGS = ("use_layer3d_rope", "use_additional_t_cond")
 # Either form of a tokenizer will do.
 _TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 # A tensor of the transformer; ComfyUI's single files put a prefix before it.
@@ -103,8 +105,8 @@ def why_not(path: Path) -> str | None:
     """What a path is that is of Qwen-Image and no checkpoint of ours."""
     if file := _single_file(path):
         return (
-            f"{file} is a single file of a Qwen-Image transformer, as ComfyUI keeps it, "
-            "not a checkpoint directory in the released layout (model_index.json, "
+            f"{file} is a single file of a Qwen-Image transformer, as ComfyUI keeps "
+            "it, not a checkpoint directory in the released layout (model_index.json, "
             "transformer/, text_encoder/, vae/, ...)"
         )
     kind = str(_class_of(path))
@@ -118,7 +120,9 @@ def why_not(path: Path) -> str | None:
     elif not transformer:
         return f"{path}: transformer/config.json is missing or cannot be read"
     else:
-        what = f"its transformer is another one ({transformer.get('_class_name')})"
+        flags = [key for key in _OTHER_FLAGS if transformer.get(key)]
+        reason = " and ".join(flags) or transformer.get("_class_name")
+        what = f"its transformer is another one ({reason})"
     return f"{path}: {what}; that relative of Qwen-Image is left to stock SGLang"
 
 
@@ -198,6 +202,5 @@ def _is_plain(path: Path) -> bool:
     return (
         transformer.get("_class_name") == TRANSFORMER_CLASS
         and "quantization_config" not in transformer
-        and not transformer.get("use_layer3d_rope")
-        and not transformer.get("use_additional_t_cond")
+        and not any(map(transformer.get, _OTHER_FLAGS))
     )
