@@ -53,7 +53,7 @@ def test_a_variant_under_any_name_is_known_by_its_tensors(copy, tmp_path):
     for name, variant in (("mine", "Lance_3B"), ("also-mine", "Lance_3B_Video")):
         files = checkpoint.find_files(copy / name)
         assert (files.root, files.named) == (copy, variant)
-        assert files.folder(files.named) == copy / name
+        assert files.renamed == {variant: copy / name}
         assert checkpoint.recognises(copy / name)
         assert checkpoint.check_checkpoint(copy / name) == []
     assert checkpoint.recognises(copy)
