@@ -93,6 +93,20 @@ def language_model_of(path: Path) -> LanguageModel | None:
     return None
 
 
+def near_misses(path: Path) -> list[str]:
+    """What a local path is that looks like an enabled family's and is not recognised.
+
+    One line for each family or language model that can tell.
+    """
+    rows = (*enabled_families(), *enabled_language_models())
+    notes = [
+        row.load(row.why_not)(path)
+        for row in rows
+        if row.why_not is not None and not row.load(row.recognises)(path)
+    ]
+    return [note for note in notes if note is not None]
+
+
 def composed_family_of(path_or_id: str | os.PathLike[str]) -> ModelFamily | None:
     """The enabled family of a checkpoint that holds a language model of ours as well.
 

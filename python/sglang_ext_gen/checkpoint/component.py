@@ -198,8 +198,13 @@ class StoredComponent(Generic[C]):
 
 
 def _is_there(file: Path) -> bool:
-    """Whether a safetensors file or its shards are."""
-    return is_there(file) or is_there(file.with_name(f"{file.name}.index.json"))
+    """Whether a safetensors file, its index or one of its shards is."""
+    shards = f"{file.stem}-*-of-*{file.suffix}"
+    return (
+        is_there(file)
+        or is_there(file.with_name(f"{file.name}.index.json"))
+        or any(file.parent.glob(shards))
+    )
 
 
 def found_by(check: Callable[[], list[str]]) -> list[str]:

@@ -25,6 +25,9 @@ _MAX_DEPTH = 64
 # A tokenizer's "no limit" has 31 digits.
 _MAX_DIGITS = 40
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+# Neither JSON nor the length of a header starts so.
+_LFS_START = b"version "
+_PARTIAL = (".incomplete", ".part", ".aria2")
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
@@ -37,6 +40,33 @@ _KINDS = {
 def is_there(file: Path) -> bool:
     """Whether a name leads to a regular file; names that cannot be do not raise."""
     return os.path.isfile(file)
+
+
+def missing_file(file: Path) -> str:
+    """What to say of a file that is not there, or is not there yet."""
+    if os.path.islink(file):
+        target = os.readlink(file)
+        return f"{file} is missing: it is a link to {target}, which is not there"
+    partial = [f"{file.name}{suffix}" for suffix in _PARTIAL]
+    found = [name for name in partial if os.path.exists(file.with_name(name))]
+    note = f": the download is not complete ({found[0]} is there)" if found else ""
+    return f"{file} is missing{note}"
+
+
+def refuse_pointer(file: Path, start: bytes) -> None:
+    """Raise for the text that Git checks out where large files were not fetched.
+
+    Args:
+        file: For the message.
+        start: The file's first bytes, eight at least.
+
+    Raises:
+        CheckpointError: It is a Git LFS pointer.
+    """
+    if start.startswith(_LFS_START):
+        raise CheckpointError(
+            f"{file} is a Git LFS pointer, not the file: run git lfs pull"
+        )
 
 
 def open_regular(file: Path) -> tuple[BufferedReader, int]:
@@ -53,7 +83,7 @@ def open_regular(file: Path) -> tuple[BufferedReader, int]:
             raise CheckpointError(f"{file} is {what}, not a file")
         return open(file, "rb"), found.st_size
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing{_link_note(file)}") from error
+        raise CheckpointError(missing_file(file)) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise CheckpointError(f"{file} is a link that leads to itself") from error
@@ -76,8 +106,10 @@ def read_json(file: Path) -> dict[str, Any]:
                 f"{file} has {size} bytes; a JSON file of a checkpoint has at most "
                 f"{MAX_JSON_BYTES}"
             )
+        content = stream.read(size)
+        refuse_pointer(file, content)
         try:
-            value = parse_json(stream.read(size))
+            value = parse_json(content)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
@@ -109,12 +141,6 @@ def parse_json(content: bytes) -> Any:
         # Half a character cannot be printed: encoding finds it.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
-
-
-def _link_note(file: Path) -> str:
-    if not os.path.islink(file):
-        return ""
-    return f": it is a link to {os.readlink(file)}, which is not there"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,13 +8,20 @@ file is found without reading its data. torch is not imported.
 
 import math
 import os
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_ext_gen.checkpoint.files import open_regular, parse_json, read_json
+from sglang_ext_gen.checkpoint.files import (
+    is_there,
+    open_regular,
+    parse_json,
+    read_json,
+    refuse_pointer,
+)
 from sglang_ext_gen.errors import CheckpointError
 
 FLOAT8 = ("F8_E4M3",)
@@ -35,7 +42,6 @@ _MAX_HEADER_BYTES = 100_000_000
 _MAX_NUMBER = 2**63
 _MAX_DIMENSIONS = 16
 _SHOWN_ENTRY = 200
-_LFS_START = b"version "
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,9 @@ def _scale_note(name: str, tensors: Mapping[str, StoredTensor]) -> str:
 def read_tensors(file: Path) -> dict[str, StoredTensor]:
     """Headers of one component: ``file``, or the shards of its index.
 
-    ``<file>.index.json`` wins when it exists, as with the vendor's loader.
+    ``<file>.index.json`` wins when it exists, as with the vendor's loader. Shards
+    without their index (``<stem>-00001-of-00003.safetensors``) are taken when all of
+    them are there.
 
     Raises:
         CheckpointError: The file, its index or one of its shards is missing,
@@ -144,7 +152,47 @@ def read_tensors(file: Path) -> dict[str, StoredTensor]:
     index_file = file.with_name(f"{file.name}.index.json")
     if os.path.exists(index_file):
         return _read_shards(index_file)
+    if not is_there(file) and (shards := find_shards(file)):
+        return _join(shards, file)
     return read_header(file)
+
+
+def find_shards(file: Path) -> list[Path]:
+    """The shards of a file by their names, whether or not an index lists them.
+
+    Raises:
+        CheckpointError: Some of them are missing, or they are of two sets.
+    """
+    name = re.compile(rf"{re.escape(file.stem)}-(\d+)-of-(\d+){re.escape(file.suffix)}")
+    paths = file.parent.iterdir() if file.parent.is_dir() else ()
+    found = {
+        (int(match[2]), int(match[1])): path
+        for path in paths
+        if (match := name.fullmatch(path.name))
+    }
+    if not found:
+        return []
+    count = max(found)[0]
+    missing = [n for n in range(1, count + 1) if (count, n) not in found]
+    if missing:
+        raise CheckpointError(
+            f"{file} has no index, and {len(missing)} of its {count} shards are "
+            f"missing, number {missing[0]} first: the download is not complete"
+        )
+    if len(found) > count:
+        raise CheckpointError(f"{file} has no index, and shards of more than one set")
+    return [found[key] for key in sorted(found)]
+
+
+def _join(shards: list[Path], file: Path) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        for name, tensor in read_header(shard).items():
+            if name in tensors:
+                first = tensors[name].file.name
+                raise CheckpointError(f"{file}: {name} is in {first} and {shard.name}")
+            tensors[name] = tensor
+    return tensors
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -182,10 +230,7 @@ def _parse_header(file: Path) -> tuple[dict[str, Any], int, int]:
     stream, size = open_regular(file)
     with stream:
         start = stream.read(_LENGTH_BYTES)
-        if start == _LFS_START:
-            raise CheckpointError(
-                f"{file} is a Git LFS pointer, not the weights: run `git lfs pull`"
-            )
+        refuse_pointer(file, start)
         length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else size
         if _LENGTH_BYTES + length > size:
             raise CheckpointError(

@@ -1,21 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading a released ``config.json`` into a frozen dataclass, strictly.
 
-A key that is neither a field nor listed as ignored, with a reason, would mean another
-architecture: it is an error, as are missing keys and values of the wrong kind. Nothing
-heavy is imported, so that ``doctor`` can check a checkpoint quickly.
+One policy for all files: a key that may change the arithmetic and is not understood is
+an error, as are missing keys and values of the wrong kind. A key that only describes
+(``DESCRIBING``) is taken, and all such keys of an object are named in one warning;
+those that a config lists as ignored are taken silently. Nothing heavy is imported, so
+that ``doctor`` can check a checkpoint quickly.
 """
 
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
+from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, ClassVar, NewType, Self, TypeVar
 
 from sglang_ext_gen.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 C = TypeVar("C")
 # A number that counts from 0, where ``int`` stands for a size.
 Index = NewType("Index", int)
+
+# Patterns of keys that say nothing about the arithmetic of a forward pass: who wrote
+# the file, how a model was trained, how text is generated from it, which ids mean what.
+DESCRIBING = (
+    *("_*", "architectures", "auto_map", "library_name", "license", "model_name"),
+    *("transformers_version", "diffusers_version", "torch_dtype", "dtype"),
+    *("attn_implementation", "gradient_checkpointing", "torchscript", "use_bfloat16"),
+    *("*dropout*", "initializer_range", "initializer_factor", "pretraining_tp"),
+    *("output_attentions", "output_hidden_states", "output_router_logits"),
+    *("return_dict", "use_cache", "use_return_dict"),
+    *("*_token_id", "*_token_index", "*_start_token", "*_end_token", "*_patch_token"),
+    *("id2label", "label2id", "problem_type", "finetuning_task", "tokenizer_class"),
+    *("do_sample", "early_stopping", "max_length", "min_length", "max_new_tokens"),
+    *("num_beams", "repetition_penalty", "temperature", "top_k", "top_p"),
+)
 
 
 class StrictConfig:
@@ -24,11 +46,13 @@ class StrictConfig:
     Args:
         fixed: Key -> the one value that we have, where the key is there.
         defaults: Key -> what the official code takes a missing one for.
+        off: Key -> what it would do; it may be there where it is null or false.
         ignored: Keys that may be there and are not used, with the reason.
     """
 
     fixed: ClassVar[Mapping[str, Any]] = {}
     defaults: ClassVar[Mapping[str, Any]] = {}
+    off: ClassVar[Mapping[str, str]] = {}
     ignored: ClassVar[Collection[str]] = ()
 
     @classmethod
@@ -39,8 +63,15 @@ class StrictConfig:
             ConfigError: A key is unknown or missing, or asks for what we do not have.
         """
         require_values(values, cls.fixed, where)
+        for key, effect in cls.off.items():
+            if values.get(key):
+                raise ConfigError(
+                    f"{where}: {key} is {values[key]!r}: {effect}, which is not "
+                    "supported"
+                )
         complete = {**cls.defaults, **values}
-        return read_fields(cls, complete, where, {*cls.fixed, *cls.ignored})
+        known = {*cls.fixed, *cls.off, *cls.ignored}
+        return read_fields(cls, complete, where, known)
 
 
 def read_fields(
@@ -72,16 +103,49 @@ def read_fields(
 def refuse_unknown_keys(
     values: Mapping[str, Any], known: Collection[str], where: str
 ) -> None:
-    """Raise for the first key that is not in ``known``.
+    """Raise for the first key that is neither in ``known`` nor only describes.
 
     Raises:
         ConfigError: Names it.
     """
-    for key in values:
-        if key not in known:
+    unknown = [key for key in values if key not in known]
+    for key in unknown:
+        if not any(fnmatchcase(key, pattern) for pattern in DESCRIBING):
             raise ConfigError(
                 f"{where}: unknown key {key!r}; this looks like another release"
             )
+    if unknown:
+        warn_of_unused(where, tuple(unknown))
+
+
+@cache
+def warn_of_unused(where: str, keys: tuple[str, ...]) -> None:
+    """Say once in a process which keys of a file are not looked at."""
+    logger.warning("%s: not used: %s", where, ", ".join(keys))
+
+
+def with_rope_scaling(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The object in the style of Transformers 4.
+
+    Transformers 5 writes ``rope_parameters``, which holds the theta and the rotated
+    part as well, instead of ``rope_scaling``.
+
+    Raises:
+        ConfigError: ``rope_parameters`` is no object, or the file states both.
+    """
+    flat = dict(values)
+    if flat.get("rope_parameters") is None:
+        flat.pop("rope_parameters", None)
+        return flat
+    rope = dict(require_object(flat, "rope_parameters", where))
+    if flat.get("rope_scaling") not in (None, rope):
+        raise ConfigError(f"{where}: rope_parameters and rope_scaling disagree")
+    del flat["rope_parameters"]
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            flat[key] = rope.pop(key)
+    flat["rope_scaling"] = rope
+    return flat
 
 
 def require(values: Mapping[str, Any], key: str, where: str) -> Any:

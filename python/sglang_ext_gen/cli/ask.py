@@ -22,6 +22,7 @@ from sglang_ext_gen.registry import (
     composed_family_of,
     find_row,
     language_model_of,
+    near_misses,
 )
 from sglang_ext_gen.request import flags
 from sglang_ext_gen.request.fields import RequestField, check_given, check_prompt
@@ -127,7 +128,8 @@ def _title(model: str) -> str:
         found = None if family is None else find_row(family.name)
     if found is None:
         titles = ", ".join(row.title for row in LANGUAGE_MODELS)
-        raise ConfigError(f"{model} is no checkpoint of {titles}")
+        notes = "".join(f"; {note}" for note in near_misses(Path(model)))
+        raise ConfigError(f"{model} is no checkpoint of {titles}{notes}")
     return found.title
 
 

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -28,6 +28,7 @@ from sglang_ext_gen.registry import (
     enabled_language_models,
     family_of,
     language_model_of,
+    near_misses,
 )
 
 DISTRIBUTIONS = (
@@ -127,20 +128,35 @@ def examine_model(model: Path) -> dict[str, Any]:
     except OSError as error:
         # Of a folder that may not be entered, not even what is in it can be asked.
         reason = f"{error.filename or model} cannot be read: {error.strerror}"
-        return {"path": str(model), "family": None, "problems": [reason]}
+        return _findings(model, None, [reason])
 
 
 def _examine_readable(model: Path) -> dict[str, Any]:
     owners = _owners(model) if model.is_dir() else []
+    notes = near_misses(model) if model.exists() else []
     if not owners:
         rows = (*enabled_families(), *enabled_language_models())
         titles = ", ".join(row.title for row in rows)
         what = "no checkpoint of" if model.is_dir() else "no directory, so not one of"
-        problems = [f"{model} is {what} {titles or 'any enabled family'}"]
-        return {"path": str(model), "family": None, "problems": problems}
+        problems = [f"{model} is {what} {titles or 'any enabled family'}", *notes]
+        return _findings(model, None, problems)
     checks = dict.fromkeys(row.load(row.check_checkpoint) for row in owners)
     problems = [line for check in checks for line in check(model)]
-    return {"path": str(model), "family": owners[0].name, "problems": problems}
+    return _findings(model, owners[0].name, problems, notes)
+
+
+def _findings(
+    model: Path,
+    family: str | None,
+    problems: Sequence[str],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    return {
+        "path": str(model),
+        "family": family,
+        "problems": list(problems),
+        "notes": list(notes),
+    }
 
 
 def _owners(model: Path) -> list[Any]:
@@ -251,7 +267,8 @@ def _render_model(model: dict[str, Any]) -> str:
     count = len(model["problems"])
     state = f"{count} problem(s)" if count else "complete"
     family = model["family"] or "unknown family"
-    return _table("checkpoint", {model["path"]: f"{family}, {state}"})
+    table = _table("checkpoint", {model["path"]: f"{family}, {state}"})
+    return "\n".join([table, *(f"  {note}" for note in model["notes"])])
 
 
 def _render_fp8_quality(quality: dict[str, float]) -> str:

@@ -32,6 +32,8 @@ class ModelFamily:
         check_checkpoint: Function from a local directory to a list of problems.
         recognises: Function that says whether a local directory holds a checkpoint
             of this family, by content; imports neither torch nor SGLang.
+        why_not: Function from a local path that is not recognised to what it is
+            instead, where that can be told, or None; same imports.
         write_tiny: Function that writes a tiny checkpoint into a directory.
         demo_requests: Function from no arguments to a list of requests to show.
         fp8_quality: Function from a local directory to pairs of a weight's name and
@@ -61,6 +63,7 @@ class ModelFamily:
     check_checkpoint: str = "checkpoint:check_checkpoint"
     recognises: str = "checkpoint:recognises"
     write_tiny: str = "tiny:write_tiny"
+    why_not: str | None = None
     demo_requests: str = "demo:demo_requests"
     fp8_quality: str | None = None
     demo_chat: str | None = None
@@ -94,6 +97,8 @@ class LanguageModel:
         check_checkpoint: Function from a local directory to a list of problems.
         recognises: Function that says whether a local directory holds this model, by
             content; imports neither torch nor SGLang.
+        why_not: Function from a local path that is not recognised to what it is
+            instead, where that can be told, or None; same imports.
         write_tiny: Function that writes a tiny checkpoint into a directory.
         prepare_arguments: Function that may change SGLang's server arguments before
             they are resolved, for checkpoints that SGLang cannot open as they are.
@@ -108,6 +113,7 @@ class LanguageModel:
     check_checkpoint: str = "checkpoint:check_checkpoint"
     recognises: str = "checkpoint:recognises"
     write_tiny: str = "tiny:write_tiny"
+    why_not: str | None = None
     prepare_arguments: str | None = None
 
     def load(self, reference: str) -> Any:

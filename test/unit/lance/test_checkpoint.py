@@ -46,6 +46,39 @@ def test_one_variant_alone_is_complete(copy):
         checkpoint.find_files(copy).folder("Lance_3B_Video")
 
 
+def test_a_variant_under_any_name_is_known_by_its_tensors(copy, tmp_path):
+    (copy / "Lance_3B").rename(copy / "mine")
+    video = (copy / "Lance_3B_Video").rename(tmp_path / "elsewhere")
+    (copy / "also-mine").symlink_to(video)
+    for name, variant in (("mine", "Lance_3B"), ("also-mine", "Lance_3B_Video")):
+        files = checkpoint.find_files(copy / name)
+        assert (files.root, files.named) == (copy, variant)
+        assert files.renamed == {variant: copy / name}
+        assert checkpoint.recognises(copy / name)
+        assert checkpoint.check_checkpoint(copy / name) == []
+    assert checkpoint.recognises(copy)
+    assert checkpoint.check_checkpoint(copy) == []
+    assert checkpoint.find_files(copy).variants() == ("Lance_3B", "Lance_3B_Video")
+
+
+def test_a_link_into_the_release_finds_its_other_parts(copy, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(copy / "Lance_3B_Video")
+    assert checkpoint.find_files(link).root == copy
+    assert checkpoint.check_checkpoint(link) == []
+
+
+def test_understanding_needs_no_vae(copy):
+    vae = copy / "Wan2.2_VAE.pth"
+    for file in (vae, vae.with_suffix(".safetensors")):
+        file.unlink(missing_ok=True)
+    assert checkpoint.recognises(copy)
+    assert checkpoint.check_understanding(copy) == []
+    assert checkpoint.check_checkpoint(copy) == [
+        f"{vae} is missing (the VAE, needed to draw, not to understand)"
+    ]
+
+
 def test_released_dimensions_have_the_released_tensors():
     config = LanceTransformerConfig(
         vocab_size=151936,

@@ -32,6 +32,7 @@ from sglang_ext_gen.models.ming_omni.thinker.weights import (
     load_thinker,
     target_of,
 )
+from sglang_ext_gen.registry import near_misses
 
 LAYER = "model.model.layers.3"
 
@@ -218,6 +219,20 @@ def test_query_tokens_are_loaded_strictly(copied):
     assert list(load_query_tokens({}, copied)) == []
 
 
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"thinker_config": {}, "architectures": ["X"]}, "config.json is a composite"),
+        ({"llm_config": {}, "architectures": ["X"]}, "of config.json is ['X'], exp"),
+    ],
+)
+def test_a_thinker_that_is_not_recognised_is_explained(copied, config, reason):
+    (copied / "config.json").write_text(json.dumps(config))
+    (note,) = near_misses(copied)
+    assert f"{copied}: no thinker was found because" in note
+    assert reason in note
+
+
 def test_the_config_is_repaired(ming_golden, caplog):
     from sglang_ext_gen.models.ming_omni.thinker.config import MingOmniThinkerConfig
 
@@ -257,7 +272,10 @@ def test_the_config_is_repaired(ming_golden, caplog):
         ),
         ("llm_config", {"head_dim": 64}, "have 16 rotary frequencies, expected 32"),
         ("vision_config", {"patch_size": 14}, "patch_size is 14, expected 16"),
+        ("vision_config", {"spatial_patch_size": 14}, "spatial_patch_size is 14"),
         ("audio_config", {"norm_query_embeds": False}, "norm_query_embeds is False"),
+        ("audio_config", {"ds_conv_type": "dwconv"}, "ds_conv_type is 'dwconv'"),
+        ("audio_config", {"audio_encoder_output_size": 7}, "output_size is 7, expec"),
         (
             "audio_config",
             {"whisper_encoder_config": {"n_ctx": 600}},
@@ -278,6 +296,49 @@ def test_other_configs_are_refused(copied, section, changes, problem):
     with pytest.raises(ConfigError, match=problem):
         MingOmniThinkerConfig.from_pretrained(copied)
     assert re.search(problem, check_checkpoint(copied)[0])
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("", {"talker_config": {}, "image_gen_config": {}, "use_cache": True}),
+        ("llm_config", {"multi_gate": True, "moe_router_enable_expert_bias": True}),
+        ("llm_config", {"attn_implementation": "eager", "audio_end_token": 7}),
+        (
+            "vision_config",
+            {"spatial_patch_size": 16, "architectures": None, "model_type": "any"},
+        ),
+        ("audio_config", {"ds_conv_type": "conv1d", "_use_default_values": []}),
+    ],
+)
+def test_keys_of_other_saves_are_taken(copied, section, changes):
+    from sglang_ext_gen.models.ming_omni.thinker.config import MingOmniThinkerConfig
+
+    config = read_json(copied / "config.json")
+    (config[section] if section else config).update(changes)
+    (copied / "config.json").write_text(json.dumps(config))
+    assert check_checkpoint(copied) == []
+    read = MingOmniThinkerConfig.from_pretrained(copied)
+    # By it stock chooses the class of the tower.
+    assert read.vision_config.architectures == ["Qwen3MoeVisionTransformer"]
+
+
+def test_the_rotation_of_transformers_5_is_read(copied):
+    from sglang_ext_gen.models.ming_omni.thinker.config import MingOmniThinkerConfig
+
+    before = MingOmniThinkerConfig.from_pretrained(copied).llm_config
+    config = read_json(copied / "config.json")
+    llm = config["llm_config"]
+    llm["rope_parameters"] = {
+        "rope_type": "video_rope",
+        "rope_theta": llm.pop("rope_theta"),
+        "partial_rotary_factor": llm.pop("partial_rotary_factor", 0.5),
+    }
+    del llm["rope_scaling"]
+    (copied / "config.json").write_text(json.dumps(config))
+    assert check_checkpoint(copied) == []
+    after = MingOmniThinkerConfig.from_pretrained(copied).llm_config
+    assert after.rope_parameters == before.rope_parameters
 
 
 def test_missing_tokenizer_files_are_named(copied):

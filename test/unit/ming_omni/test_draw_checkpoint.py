@@ -129,6 +129,7 @@ def test_damaged_weights_are_named(part, damage, copy):
         ("mlp/config.json", {"use_identity_mlp": False}, "use_identity_mlp"),
         ("mlp/config.json", {"dit_type": "sd3"}, "dit_type is 'sd3'"),
         ("mlp/config.json", {"surprise": 1}, "unknown key 'surprise'"),
+        ("mlp/config.json", {"connector_norm": True}, "connector_norm is True: a"),
         ("mlp/config.json", {"img_gen_scales": []}, "img_gen_scales"),
         ("connector/config.json", {"hidden_size": 16}, "height of proj_in.weight"),
         ("vae/config.json", {"block_out_channels": [8, 8]}, "has 2 stages"),

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from qwen_image_runtime import copy_checkpoint, decibels, load_pipeline
 from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.checkpoint.tiny import write_json
+from sglang_ext_gen.cli.doctor import examine_model
 from sglang_ext_gen.models.qwen_image.checkpoint import (
     COMPONENTS,
     check_checkpoint,
@@ -20,7 +21,7 @@ from sglang_ext_gen.models.qwen_image.checkpoint import (
     takes_one_reference,
 )
 from sglang_ext_gen.models.qwen_image.tiny import write_tiny, write_tiny_edit
-from sglang_ext_gen.registry import family_of
+from sglang_ext_gen.registry import family_of, near_misses
 
 
 def test_families_by_content_alone(t2i_checkpoint, edit_checkpoint, tmp_path) -> None:
@@ -56,6 +57,71 @@ def test_what_stays_with_stock(t2i_checkpoint, tmp_path, change) -> None:
     assert not recognises(path)
     assert not recognises_edit(path)
     assert family_of(path) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model_index": {"_class_name": "QwenImageLayeredPipeline"}},
+            "is QwenImageLayeredPipeline; that relative of Qwen-Image is left to stock",
+        ),
+        ({"transformer/config": {"quantization_config": {}}}, "its transformer is qua"),
+        ({"transformer/config": {"use_layer3d_rope": True}}, "is another one (use_l"),
+    ],
+    ids=["layered", "quantised", "layer3d"],
+)
+def test_a_relative_is_named(t2i_checkpoint, tmp_path, change, message) -> None:
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "Qwen-Image", **change)
+    (note,) = near_misses(path)
+    assert message in note
+    assert note in examine_model(path)["problems"]
+
+
+def test_a_single_file_is_named(t2i_checkpoint, tmp_path) -> None:
+    tensors = load_file(COMPONENTS[0].at(t2i_checkpoint).file)
+    file = tmp_path / "qwen_image_fp8_e4m3fn.safetensors"
+    prefix = "model.diffusion_model."
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, file)
+    for path in (file, tmp_path):
+        (note,) = near_misses(path)
+        assert note.startswith(f"{file} is a single file of a Qwen-Image transformer")
+    assert near_misses(t2i_checkpoint) == []
+
+
+def test_raw_float8_is_named_once(t2i_checkpoint, tmp_path) -> None:
+    path = copy_checkpoint(t2i_checkpoint, tmp_path / "Qwen-Image")
+    file = COMPONENTS[0].at(path).file
+    tensors = load_file(file)
+    save_file({n: t.to(torch.float8_e4m3fn) for n, t in tensors.items()}, file)
+    (problem,) = check_checkpoint(path)
+    assert problem.startswith("transformer/: its weights are raw FP8, without scales")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("scheduler/scheduler_config.json", '{"_class_name": "X"}', "_class_name is"),
+        ("scheduler/scheduler_config.json", "{", "is not readable JSON"),
+        ("tokenizer/tokenizer_config.json", None, "tokenizer_config.json is missing"),
+        ("tokenizer/tokenizer.json", None, "tokenizer/: it has no vocabulary"),
+        ("processor/tokenizer.json", None, "processor/: it has no vocabulary"),
+        (
+            "processor/processor_config.json",
+            '{"image_processor": {"patch_size": 7}}',
+            "processor/processor_config.json: patch_size is 7, expected",
+        ),
+    ],
+)
+def test_the_small_parts_are_looked_at(
+    edit_checkpoint, tmp_path, file, content, message
+) -> None:
+    path = copy_checkpoint(edit_checkpoint, tmp_path / "a")
+    (path / file).unlink()
+    if content is not None:
+        (path / file).write_text(content)
+    (problem,) = check_checkpoint(path)
+    assert message in problem
 
 
 def test_disabled_families_stay_with_stock(t2i_checkpoint, monkeypatch) -> None:

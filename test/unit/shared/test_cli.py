@@ -195,6 +195,13 @@ def test_a_question_is_refused_before_a_server_starts(
     assert message in capsys.readouterr().err
 
 
+def test_a_question_to_a_composite_checkpoint_says_what_is_there(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"thinker_config": {}}')
+    assert exit_code("ask", tmp_path, "--prompt", "a") == 2
+    message = capsys.readouterr().err
+    assert "no thinker was found because config.json is a composite one" in message
+
+
 @pytest.mark.slow
 def test_no_worker_starts_for_a_damaged_checkpoint(
     ideogram4_golden, tmp_path, capsys, monkeypatch

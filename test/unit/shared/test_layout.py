@@ -150,6 +150,51 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
         read_tensors(file)
 
 
+def test_shards_without_their_index(tmp_path: Path) -> None:
+    write_raw(tmp_path / "m-00001-of-00002.safetensors", {"a": A})
+    file = tmp_path / "m.safetensors"
+    with pytest.raises(
+        CheckpointError, match="1 of its 2 shards are missing, number 2"
+    ):
+        read_tensors(file)
+    write_raw(tmp_path / "m-00002-of-00002.safetensors", {"b": B})
+    assert set(read_tensors(file)) == {"a", "b"}
+    write_raw(tmp_path / "m-00002-of-00002.safetensors", {"a": A})
+    with pytest.raises(
+        CheckpointError, match=r"a is in m-00001-of-00002\.s.* and m-00"
+    ):
+        read_tensors(file)
+    write_raw(tmp_path / "m-00001-of-00001.safetensors", {"a": A})
+    with pytest.raises(CheckpointError, match="shards of more than one set"):
+        read_tensors(file)
+
+
+def test_files_that_were_not_fetched_are_called_so(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    for name, read in (("m.safetensors", read_tensors), ("c.json", read_json)):
+        file = tmp_path / name
+        (tmp_path / f"{name}.incomplete").touch()
+        with pytest.raises(CheckpointError, match="the download is not complete"):
+            read(file)
+        file.write_text(pointer)
+        with pytest.raises(CheckpointError, match="a Git LFS pointer, not the file: "):
+            read(file)
+        file.unlink()
+        file.symlink_to("../blobs/0123")
+        with pytest.raises(CheckpointError, match=r"a link to \.\./blobs/0123, "):
+            read(file)
+
+
+def test_a_cache_of_links(tmp_path: Path) -> None:
+    """As the hub's cache has it: names that link to blobs in another folder."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots"
+    blobs.mkdir()
+    snapshot.mkdir()
+    write_raw(blobs / "0", {"a": A})
+    (snapshot / "m-00001-of-00001.safetensors").symlink_to("../blobs/0")
+    assert set(read_tensors(snapshot / "m.safetensors")) == {"a"}
+
+
 # --- comparison ---
 
 SPECS = list(linear_specs("proj", 4, 8, bias=True, is_fp8=True))

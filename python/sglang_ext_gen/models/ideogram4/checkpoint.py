@@ -23,7 +23,11 @@ from sglang_ext_gen.checkpoint.component import (
     read_or_empty,
 )
 from sglang_ext_gen.checkpoint.layout import TensorSpec, has_float8, read_json
-from sglang_ext_gen.checkpoint.released_config import require_class, require_values
+from sglang_ext_gen.checkpoint.released_config import (
+    require_class,
+    require_values,
+    warn_of_unused,
+)
 from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.ideogram4.config import (
     TEXT_ENCODER_CLASSES,
@@ -90,7 +94,7 @@ TEXT_ENCODER = Component(
     build=_BUILD + "build_text_encoder",
     file="model.safetensors",
     precision="text_encoder",
-    unchecked=("visual.", "model.visual."),
+    unchecked=("visual.", "model.visual.", "lm_head."),
 )
 VAE = Component(  # stock SGLang loads it
     "vae", specs=_vae_specs, config=Ideogram4VAEConfig
@@ -108,8 +112,8 @@ INDEX = {
     "unconditional_transformer": ("diffusers", (TRANSFORMER_CLASS,)),
     "vae": ("diffusers", (VAE_CLASS,)),
 }
-# Part of the diffusers pipeline (it rewrites prompts), not of the release; unused.
-_OPTIONAL = ("prompt_enhancer_head",)
+# The head is part of the diffusers pipeline (it rewrites prompts), not of the release.
+_KNOWN = (*INDEX, "prompt_enhancer_head")
 _CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -139,10 +143,16 @@ def check_checkpoint(path: Path, *, require_unconditional: bool = True) -> list[
     """
     if not path.is_dir():
         return [f"{path} is not a folder"]
-    left_out = set()
-    if not require_unconditional and not (path / UNCONDITIONAL.name).exists():
+    left_out, missing = set(), []
+    if not (path / UNCONDITIONAL.name).exists():
         left_out.add(UNCONDITIONAL.name)
+    if left_out and require_unconditional:
+        missing.append(
+            f"{UNCONDITIONAL.name}/ is missing; with --no-unconditional (in Python "
+            "load_unconditional=False) guidance 1 is served without it"
+        )
     problems = [
+        *missing,
         *found_by(partial(_check_index, path, INDEX.keys() - left_out)),
         *found_by(partial(_check_scheduler, path)),
         *found_by(partial(_check_tokenizer, path)),
@@ -155,16 +165,14 @@ def check_checkpoint(path: Path, *, require_unconditional: bool = True) -> list[
 
 def _check_index(path: Path, names: Collection[str]) -> list[str]:
     index = read_json(path / "model_index.json")
-    problems = [
-        f"model_index.json: unknown component {key!r}"
-        for key in index
-        if not key.startswith("_") and key not in (*INDEX, *_OPTIONAL)
-    ]
+    unused = [key for key in index if key[:1] != "_" and key not in _KNOWN]
+    if unused:  # components that the release does not have
+        warn_of_unused("model_index.json", tuple(unused))
     allowed: dict[str, list[Any]] = {"_class_name": [PIPELINE_CLASS]}
     for name, (library, classes) in INDEX.items():
         if name in names:
             allowed[name] = [[library, cls] for cls in classes]
-    return problems + [
+    return [
         f"model_index.json: {key} is {index.get(key)}, expected "
         f"{' or '.join(map(str, values))}"
         for key, values in allowed.items()
@@ -197,15 +205,16 @@ def _check_tokenizer(path: Path) -> list[str]:
 
 
 def _check_fp8_key(path: Path) -> list[str]:
-    """The one key that says what the tensors say themselves."""
+    """The one key that says what the tensors say themselves.
+
+    Plain re-packs keep it; in FP8 the file that denies it is another one's.
+    """
     part = TEXT_ENCODER.at(path)
     name = part.component.config_file
-    is_fp8 = has_float8(part.stored)
-    require_values(
-        read_json(part.folder / name),
-        {"ideogram_fp8_weight_only": is_fp8},
-        f"{part.where}{name}",
-    )
+    if has_float8(part.stored):
+        values = read_json(part.folder / name)
+        wanted = {"ideogram_fp8_weight_only": True}
+        require_values(values, wanted, f"{part.where}{name}")
     return []
 
 

@@ -90,7 +90,8 @@ def text_encoder_rules(names: Collection[str]) -> tuple[Rule, ...]:
     Args:
         names: All tensor names on disk; some re-packs put ``model.`` before each.
     """
-    return with_prefix(_TEXT_ENCODER, text_encoder_prefix(names))
+    head = Skip("lm_head.{p}", "no text is generated")
+    return (*with_prefix(_TEXT_ENCODER, text_encoder_prefix(names)), head)
 
 
 def text_encoder_prefix(names: Collection[str]) -> str:

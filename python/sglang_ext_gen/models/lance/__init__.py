@@ -51,5 +51,6 @@ LANGUAGE_MODEL = LanguageModel(
     title="Lance (understanding)",
     package=__name__,
     architecture="LanceForConditionalGeneration",
+    check_checkpoint="checkpoint:check_understanding",
     prepare_arguments="thinker.view:prepare_arguments",
 )

@@ -7,11 +7,14 @@ Source: the folder layout of the release,
     <root>/Qwen2.5-VL-ViT              config.json, vit.safetensors
     <root>/Wan2.2_VAE.pth
 
-A user may name the root or one of the two checkpoint directories. The pickle is only
-looked for here; what is in it is checked when it is loaded. torch is not imported.
+A user may name the root or one of the two checkpoint directories, which may have any
+name and be behind a link: the one that bundles a vision tower is ``Lance_3B_Video``.
+The pickle is only looked for here; what is in it is checked when it is loaded. torch is
+not imported.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -125,14 +128,19 @@ class LanceFiles:
     Args:
         root: Folder with the VAE and the vision tower.
         named: The variant that the user's path names, or None for the root.
+        renamed: Directories that do not have the release's name.
     """
 
     root: Path
     named: Variant | None
+    renamed: Mapping[Variant, Path] = field(default_factory=dict)
 
     def variants(self) -> tuple[Variant, ...]:
         """Checkpoint directories that are there."""
-        return tuple(name for name in VARIANTS if (self.root / name).is_dir())
+        return tuple(name for name in VARIANTS if self._place(name).is_dir())
+
+    def _place(self, variant: Variant) -> Path:
+        return self.renamed.get(variant, self.root / variant)
 
     def folder(self, variant: Variant) -> Path:
         """A checkpoint directory.
@@ -140,7 +148,7 @@ class LanceFiles:
         Raises:
             CheckpointError: It is not there; names the missing directory.
         """
-        folder = self.root / variant
+        folder = self._place(variant)
         if not folder.is_dir():
             there = ", ".join(self.variants()) or "none"
             raise CheckpointError(
@@ -151,7 +159,7 @@ class LanceFiles:
 
     def transformer(self, variant: Variant) -> StoredComponent[LanceTransformerConfig]:
         """The decoder of a variant."""
-        return TRANSFORMERS[variant].at(self.root)
+        return StoredComponent(TRANSFORMERS[variant], self._place(variant))
 
     def vision(
         self, variant: Variant, source: VisionSource = "checkpoint"
@@ -165,7 +173,12 @@ class LanceFiles:
         Raises:
             CheckpointError: The variant's weights cannot be read.
         """
-        bundled = VISION_TOWERS[variant].at(self.root)
+        # By way of the root: behind a link, ".." would be another folder.
+        row = replace(
+            VISION_TOWERS[variant],
+            read_config=lambda folder: VISION.at(self.root).config,
+        )
+        bundled = StoredComponent(row, self._place(variant))
         if source == "checkpoint" and has_bundled_vision(bundled):
             return bundled
         return VISION.at(self.root)
@@ -173,10 +186,39 @@ class LanceFiles:
 
 def find_files(path: Path) -> LanceFiles:
     """Find the root from a path to it or to one of its checkpoint directories."""
+    if _is_variant(path):
+        variant, parent = _variant_of(path), path.absolute().parent
+        roots = [parent, path.resolve().parent]
+        root = next(filter(_has_shared_part, roots), parent)
+        return LanceFiles(root, variant, {variant: path})
+    renamed: dict[Variant, Path] = {}
+    for folder in sorted(path.iterdir()) if path.is_dir() else ():
+        if folder.name not in VARIANTS and _is_variant(folder):
+            variant = _variant_of(folder)
+            if not (path / variant).is_dir():
+                renamed.setdefault(variant, folder)
+    return LanceFiles(path, None, renamed)
+
+
+def _is_variant(folder: Path) -> bool:
+    return (folder / _TRANSFORMER.config_file).is_file()
+
+
+def _variant_of(folder: Path) -> Variant:
+    """By the name that the release gave a directory, otherwise by its tensors."""
     for variant in VARIANTS:
-        if path.name == variant and (path / _TRANSFORMER.config_file).is_file():
-            return LanceFiles(path.parent, variant)
-    return LanceFiles(path, None)
+        if variant in (folder.name, folder.resolve().name):
+            return variant
+    try:
+        is_video = has_bundled_vision(StoredComponent(_TRANSFORMER, folder))
+    except CheckpointError:
+        is_video = False  # the check says what is wrong with it
+    return "Lance_3B_Video" if is_video else "Lance_3B"
+
+
+def _has_shared_part(root: Path) -> bool:
+    """Whether a folder holds one of the parts that both variants need."""
+    return VAE.at(root).file.is_file() or VISION.at(root).folder.is_dir()
 
 
 def has_bundled_vision(part: StoredComponent[Any]) -> bool:
@@ -186,16 +228,27 @@ def has_bundled_vision(part: StoredComponent[Any]) -> bool:
 
 def recognises(path: Path) -> bool:
     """Whether a local directory holds a Lance checkpoint, judged by its content."""
-    root = find_files(path).root
-    return VAE.at(root).file.is_file() and any(
-        (root / variant / _TRANSFORMER.config_file).is_file() for variant in VARIANTS
-    )
+    files = find_files(path)
+    folders = map(files.folder, files.variants())
+    return _has_shared_part(files.root) and any(map(_is_variant, folders))
 
 
 def check_checkpoint(path: Path) -> list[str]:
     """Everything that keeps a checkpoint from being served, one line each.
 
     Only JSON files and safetensors headers are read.
+
+    Args:
+        path: The root, or one checkpoint directory: then only that one is checked.
+    """
+    problems = VAE.at(find_files(path).root).check()
+    return check_understanding(path) + [
+        f"{line} (the VAE, needed to draw, not to understand)" for line in problems
+    ]
+
+
+def check_understanding(path: Path) -> list[str]:
+    """What of it keeps the understanding tasks, which need no VAE, from being served.
 
     Args:
         path: The root, or one checkpoint directory: then only that one is checked.
@@ -209,8 +262,7 @@ def check_checkpoint(path: Path) -> list[str]:
         problems += _check_tokenizer(files.folder(variant))
         problems += files.transformer(variant).check()
         problems += found_by(lambda name=variant: files.vision(name).check())
-    for part in (VISION, VAE):
-        problems += part.at(files.root).check()
+    problems += VISION.at(files.root).check()
     return list(dict.fromkeys(problems))
 
 

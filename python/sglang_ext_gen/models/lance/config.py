@@ -18,6 +18,7 @@ from sglang_ext_gen.checkpoint.released_config import (
     require,
     require_object,
     require_values,
+    with_rope_scaling,
 )
 from sglang_ext_gen.errors import ConfigError
 
@@ -57,9 +58,9 @@ class LanceTransformerConfig:
             ConfigError: A key is unknown or missing, or the sections of the rotary
                 embedding do not fit the head size.
         """
-        rope = require_object(values, "rope_scaling", where)
+        flat = with_rope_scaling(values, where)
+        rope = require_object(flat, "rope_scaling", where)
         refuse_unknown_keys(rope, _ROPE_KEYS, f"{where}: rope_scaling")
-        flat = dict(values)
         del flat["rope_scaling"]
         flat["mrope_section"] = require(rope, "mrope_section", where)
         require_values(flat, {"hidden_act": "silu", "use_sliding_window": False}, where)

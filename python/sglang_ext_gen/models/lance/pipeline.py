@@ -22,6 +22,7 @@ from sglang_ext_gen.models.lance.checkpoint import (
     TRANSFORMERS,
     VAE,
     VAE_DECODER,
+    VARIANTS,
     VISION,
     VISION_TOWERS,
     LanceFiles,
@@ -100,8 +101,11 @@ class LancePipeline(FamilyPipeline):
         """The user may have named one directory; either one has the tokenizer."""
         if name == "tokenizer":
             return self.files.folder(self.placement.loaded()[0])
-        [row] = (row for row in self.components if row.name == name)
-        return row.at(self.files.root).folder
+        for variant in VARIANTS:
+            rows = (TRANSFORMERS[variant], VISION_TOWERS[variant])
+            if name in [row.name for row in rows]:
+                return self.files.folder(variant)
+        return self.files.root
 
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
         """Conditioning, denoising, decoding."""

@@ -50,6 +50,7 @@ LANGUAGE_MODEL = LanguageModel(
     package=__name__,
     architecture="BailingMM2NativeForConditionalGeneration",
     check_checkpoint="thinker.checkpoint:check_checkpoint",
+    why_not="thinker.checkpoint:why_not",
     recognises="thinker.checkpoint:recognises",
     write_tiny="thinker.tiny:write_tiny",
 )

@@ -41,6 +41,7 @@ _METADATA = {
     "_diffusers_version": "says who wrote the file",
     "_name_or_path": "says where the file came from",
 }
+_CONNECTOR_NORM = {"connector_norm": "a further norm behind the connector"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class ConnectorConfig(StrictConfig):
         "use_sliding_window": False,
         "model_type": "qwen2",
     }
+    off: ClassVar[Mapping[str, str]] = _CONNECTOR_NORM
     ignored: ClassVar[Values] = {
         "_attn_implementation_autoset": "chosen here",
         "_name_or_path": "says where the file came from",
@@ -126,6 +128,7 @@ class BridgeConfig(StrictConfig):
         "img_gen_scales": list(DEFAULT_SCALES),
         "text_encoder_norm": False,
     }
+    off: ClassVar[Mapping[str, str]] = _CONNECTOR_NORM
     ignored: ClassVar[Values] = {
         "_name_or_path": "says where the file came from",
         "architectures": "there is one kind",

@@ -39,6 +39,7 @@ FAMILY = ModelFamily(
     sampling_params="sampling_params:QwenImageExtSamplingParams",
     hf_model_paths=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
     http_routes=("/v1/images/generations",),
+    why_not="checkpoint:why_not",
     fp8_quality="fp8_quality:fp8_quality",
 )
 

@@ -13,9 +13,18 @@ from typing import Any
 from sglang_ext_gen.checkpoint.component import (
     Component,
     check_components,
+    found_by,
     read_or_empty,
 )
+from sglang_ext_gen.checkpoint.files import missing_file
+from sglang_ext_gen.checkpoint.layout import (
+    has_float8,
+    read_header,
+    read_json,
+)
+from sglang_ext_gen.checkpoint.released_config import require_class, require_values
 from sglang_ext_gen.checkpoint.rules import KEEP_NAME
+from sglang_ext_gen.errors import CheckpointError
 from sglang_ext_gen.models.qwen_image.config import (
     TRANSFORMER_CLASS,
     TextEncoderConfig,
@@ -52,8 +61,13 @@ TEXT_ENCODER = Component(
 )
 COMPONENTS = (TRANSFORMER, VAE, TEXT_ENCODER)
 
-_FILES = ("scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")
-_EDIT_FILES = (*_FILES, "processor/tokenizer_config.json")
+SCHEDULER_CLASS = "FlowMatchEulerDiscreteScheduler"
+# Of Qwen-Image-Layered's transformer, which has the same class.
+_OTHER_FLAGS = ("use_layer3d_rope", "use_additional_t_cond")
+# Either form of a tokenizer will do.
+_TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+# A tensor of the transformer; ComfyUI's single files put a prefix before it.
+_MARK = "transformer_blocks.0.img_mod.1.weight"
 
 
 def recognises(path: Path) -> bool:
@@ -73,9 +87,110 @@ def takes_one_reference(path: Path) -> bool:
 
 def check_checkpoint(path: Path) -> list[str]:
     """What is wrong with a checkpoint, one line per problem; headers only."""
-    files = _EDIT_FILES if recognises_edit(path) else _FILES
-    missing = [f"{name} is missing" for name in files if not (path / name).is_file()]
-    return check_components(path, COMPONENTS) + missing
+    raw = found_by(lambda: _check_raw_float8(path))
+    components = [row for row in COMPONENTS if not raw or row is not TRANSFORMER]
+    problems = [
+        *raw,
+        *check_components(path, components),
+        *found_by(lambda: _check_scheduler(path)),
+        *found_by(lambda: _check_tokenizer(path / "tokenizer")),
+    ]
+    if recognises_edit(path):
+        problems += found_by(lambda: _check_tokenizer(path / "processor"))
+        problems += found_by(lambda: _check_pictures(path))
+    return list(dict.fromkeys(problems))
+
+
+def why_not(path: Path) -> str | None:
+    """What a path is that is of Qwen-Image and no checkpoint of ours."""
+    if file := _single_file(path):
+        return (
+            f"{file} is a single file of a Qwen-Image transformer, as ComfyUI keeps "
+            "it, not a checkpoint directory in the released layout (model_index.json, "
+            "transformer/, text_encoder/, vae/, ...)"
+        )
+    kind = str(_class_of(path))
+    if not kind.startswith("QwenImage") or recognises(path) or recognises_edit(path):
+        return None
+    transformer = read_or_empty(path / "transformer" / "config.json")
+    if kind not in (PIPELINE_CLASS, EDIT_CLASS, EDIT_PLUS_CLASS):
+        what = f"_class_name of model_index.json is {kind}"
+    elif "quantization_config" in transformer:
+        what = "its transformer is quantised (quantization_config)"
+    elif not transformer:
+        return f"{path}: transformer/config.json is missing or cannot be read"
+    else:
+        flags = [key for key in _OTHER_FLAGS if transformer.get(key)]
+        reason = " and ".join(flags) or transformer.get("_class_name")
+        what = f"its transformer is another one ({reason})"
+    return f"{path}: {what}; that relative of Qwen-Image is left to stock SGLang"
+
+
+def _single_file(path: Path) -> Path | None:
+    if (path / "model_index.json").exists():
+        return None
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                names = read_header(file)
+            except CheckpointError:
+                continue
+            if any(name.endswith(_MARK) for name in names):
+                return file
+    return None
+
+
+def _check_raw_float8(path: Path) -> list[str]:
+    stored = TRANSFORMER.at(path).stored
+    if not has_float8(stored):
+        return []
+    has_scales = any("scale" in name for name in stored)
+    kind = (
+        "FP8 with scales of another tool" if has_scales else "raw FP8, without scales"
+    )
+    return [
+        f"transformer/: its weights are {kind}, not of the release; take the bfloat16 "
+        "ones, with --weight-format fp8 for FP8 while loading"
+    ]
+
+
+def _check_scheduler(path: Path) -> list[str]:
+    file = path / "scheduler" / "scheduler_config.json"
+    require_class(read_json(file), SCHEDULER_CLASS, f"scheduler/{file.name}")
+    return []
+
+
+def _check_tokenizer(folder: Path) -> list[str]:
+    read_json(folder / "tokenizer_config.json")
+    for form in _TOKENIZER_FORMS:
+        files = [folder / name for name in form]
+        if all(file.is_file() for file in files):
+            read_json(files[0])
+            return []
+    vocabulary = missing_file(folder / "vocab.json")
+    return [
+        f"{folder.name}/: it has no vocabulary: no tokenizer.json, and {vocabulary}"
+    ]
+
+
+def _check_pictures(path: Path) -> list[str]:
+    """The processor must cut pictures as the text encoder's tower reads them."""
+    file = path / "processor" / "preprocessor_config.json"
+    newer = file.with_name("processor_config.json")
+    if newer.is_file():  # of Transformers 5, which has both parts in one file
+        file = newer
+    values = read_json(file)
+    vision = TEXT_ENCODER.at(path).config.vision
+    wanted = {
+        "merge_size": vision.spatial_merge_size,
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    require_values(
+        values.get("image_processor", values), wanted, f"processor/{file.name}"
+    )
+    return []
 
 
 def _class_of(path: Path) -> Any:
@@ -87,6 +202,5 @@ def _is_plain(path: Path) -> bool:
     return (
         transformer.get("_class_name") == TRANSFORMER_CLASS
         and "quantization_config" not in transformer
-        and not transformer.get("use_layer3d_rope")
-        and not transformer.get("use_additional_t_cond")
+        and not any(map(transformer.get, _OTHER_FLAGS))
     )

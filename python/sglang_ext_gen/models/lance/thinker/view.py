@@ -19,10 +19,11 @@ from huggingface_hub import snapshot_download
 
 from sglang_ext_gen.checkpoint.component import refuse
 from sglang_ext_gen.checkpoint.layout import read_json
+from sglang_ext_gen.checkpoint.released_config import with_rope_scaling
 from sglang_ext_gen.models.lance.checkpoint import (
     VISION,
     LanceFiles,
-    check_checkpoint,
+    check_understanding,
     find_files,
     has_bundled_vision,
     recognises,
@@ -90,7 +91,7 @@ def make_view(path: Path) -> Path:
     Raises:
         CheckpointError: The checkpoint is incomplete.
     """
-    refuse(path, check_checkpoint(path))
+    refuse(path, check_understanding(path))
     files = find_files(path)
     variant = _variant(files)
     source = files.folder(variant).resolve()
@@ -114,7 +115,8 @@ def make_view(path: Path) -> Path:
 def view_config(files: LanceFiles, variant: Variant) -> dict[str, Any]:
     """``config.json`` of a view."""
     decoder, vision = files.transformer(variant), VISION.at(files.root)
-    released = read_json(decoder.folder / decoder.component.config_file)
+    name = decoder.component.config_file
+    released = with_rope_scaling(read_json(decoder.folder / name), name)
     tower = None if has_bundled_vision(decoder) else str(vision.file.resolve())
     return {
         **{key: released[key] for key in _DECODER_KEYS if key in released},

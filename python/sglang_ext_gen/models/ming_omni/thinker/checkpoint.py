@@ -37,6 +37,29 @@ def recognises(path: Path) -> bool:
     return is_ours and "audio_config" in config
 
 
+def why_not(path: Path) -> str | None:
+    """Why a folder that looks like Ming's holds no thinker of ours."""
+    config = read_or_empty(path / "config.json")
+    start = f"{path}: no thinker was found because"
+    if "thinker_config" in config:
+        return (
+            f"{start} config.json is a composite one, which holds thinker_config; "
+            "expected is the released file, which has its keys at the top"
+        )
+    if {"llm_config", "audio_config"} & config.keys():
+        kinds = config.get("architectures")
+        if kinds != [THINKER_ARCHITECTURE]:
+            return (
+                f"{start} architectures of config.json is {kinds}, expected "
+                f"{[THINKER_ARCHITECTURE]}"
+            )
+        return f"{start} config.json has no audio_config"
+    if (path / "mlp").is_dir() and (path / "connector").is_dir():
+        state = "has no llm_config" if config else "is missing or cannot be read"
+        return f"{start} config.json {state}; it can be elsewhere, to draw"
+    return None
+
+
 def check_checkpoint(path: Path) -> list[str]:
     """Everything that keeps the thinker from being served, one line each."""
     problems = THINKER.at(path).check()

@@ -8,6 +8,7 @@ Subclass of SGLang's own config for this ``model_type``. What is repaired:
 - ``llm_config.video_start_token`` holds the id of ``</image>``: the token after it is
   the real ``<video>``. Repaired with a warning.
 - The three deepstack mergers of the vision tower are on disk but unused.
+- ``vision_config.architectures``, by which SGLang chooses the tower, may be missing.
 
 What the released file may say at all is in ``released_config.py``, and checked first.
 
@@ -24,6 +25,7 @@ from sglang.srt.multimodal.customized_mm_processor_utils import (
 from sglang.srt.utils.hf_transformers.common import _CONFIG_REGISTRY
 from transformers import AutoConfig, AutoTokenizer
 
+from sglang_ext_gen.checkpoint.released_config import with_rope_scaling
 from sglang_ext_gen.models.ming_omni.thinker.released_config import (
     ReleasedThinkerConfig,
 )
@@ -38,6 +40,8 @@ MODEL_TYPE = "bailingmm_moe_v2_lite"
 # Position axes (time, row, column) of the 32 rotary frequencies; the official code
 # has it as a constant, not in the file.
 MROPE_SECTION = (8, 12, 12)
+# Stock's name of the one tower that ``released_config.py`` accepts.
+VISION_ARCHITECTURE = "Qwen3MoeVisionTransformer"
 
 
 class MingOmniThinkerConfig(BailingMM2Config):
@@ -54,7 +58,11 @@ class MingOmniThinkerConfig(BailingMM2Config):
         if isinstance(llm_config, dict):
             llm_config = repaired_llm_config(llm_config)
         if isinstance(vision_config, dict):
-            vision_config = {**vision_config, "deepstack_visual_indexes": []}
+            vision_config = {
+                **vision_config,
+                "deepstack_visual_indexes": [],
+                "architectures": [VISION_ARCHITECTURE],
+            }
         kwargs.setdefault("mrope_section", list(MROPE_SECTION))
         super().__init__(
             llm_config=llm_config,
@@ -90,7 +98,7 @@ def register_config() -> None:
 
 def repaired_llm_config(released: dict[str, Any]) -> dict[str, Any]:
     """The released ``llm_config`` in SGLang's terms."""
-    config = dict(released)
+    config = with_rope_scaling(released, "llm_config")
     # Without the null factor; the sections come with mrope_section.
     config["rope_scaling"] = {"rope_type": "default"}
     config["moe_router_enable_expert_bias"] = config["use_expert_bias"]

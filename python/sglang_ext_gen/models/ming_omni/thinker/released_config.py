@@ -17,6 +17,8 @@ from sglang_ext_gen.checkpoint.released_config import (
     Index,
     StrictConfig,
     require,
+    require_values,
+    with_rope_scaling,
 )
 from sglang_ext_gen.errors import ConfigError
 
@@ -82,6 +84,7 @@ class DecoderConfig(StrictConfig):
 
     fixed: ClassVar[Values] = {
         "hidden_act": "silu",
+        "moe_router_enable_expert_bias": True,
         "norm_head": False,
         "norm_softmax": False,
         "norm_topk_prob": True,
@@ -98,7 +101,7 @@ class DecoderConfig(StrictConfig):
     ignored: ClassVar[Collection[str]] = (
         *("attention_dropout", "embedding_dropout", "output_dropout"),
         *("image_start_token", "initializer_range", "max_position_embeddings"),
-        *("max_window_layers", "moe_router_topk_scaling_factor"),
+        *("max_window_layers", "moe_router_topk_scaling_factor", "multi_gate"),
         *("output_router_logits", "partial_rotary_factor", "pretraining_tp"),
         *("rope_scaling", "routed_scaling_factor", "sliding_window", "use_cache"),
         *("video_patch_token", "video_start_token"),
@@ -112,12 +115,12 @@ class DecoderConfig(StrictConfig):
         Raises:
             ConfigError: A key is unknown or missing, or asks for what is not built in.
         """
-        flat = dict(values)
+        flat = with_rope_scaling(values, where)
         if not flat.get("head_dim"):
             heads = require(flat, "num_attention_heads", where)
             flat["head_dim"] = require(flat, "hidden_size", where) // heads
         config = super().from_dict(flat, where)
-        _check_rotation(values, config.head_dim, where)
+        _check_rotation(flat, config.head_dim, where)
         return config
 
 
@@ -143,6 +146,7 @@ class VisionConfig(StrictConfig):
         "in_channels": 3,
         "patch_size": 16,
         "spatial_merge_size": 2,
+        "spatial_patch_size": 16,
         "temporal_patch_size": 2,
     }
     ignored: ClassVar[Collection[str]] = (
@@ -174,8 +178,20 @@ class AudioTowerConfig(StrictConfig):
     norm_query_embeds: bool
     whisper_encoder_config: WhisperConfig
 
-    fixed: ClassVar[Values] = {"norm_query_embeds": True}
-    ignored: ClassVar[Collection[str]] = _GENERIC
+    fixed: ClassVar[Values] = {"ds_conv_type": "conv1d", "norm_query_embeds": True}
+    ignored: ClassVar[Collection[str]] = ("audio_encoder_output_size", *_GENERIC)
+
+    @classmethod
+    def from_dict(cls, values: Values, where: str) -> Self:
+        """Read the section.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or asks for what is not built in.
+        """
+        config = super().from_dict(values, where)
+        width = config.whisper_encoder_config.n_state
+        require_values(values, {"audio_encoder_output_size": width}, where)
+        return config
 
 
 @dataclass(frozen=True)
@@ -188,7 +204,11 @@ class ReleasedThinkerConfig(StrictConfig):
     audio_config: AudioTowerConfig
 
     fixed: ClassVar[Values] = {"model_type": "bailingmm_moe_v2_lite"}
-    ignored: ClassVar[Collection[str]] = ("talker_config", *_GENERIC)
+    # Of the generator and the talker, which have files of their own.
+    ignored: ClassVar[Collection[str]] = (
+        *("connector_config", "image_gen_config", "talker_config"),
+        *_GENERIC,
+    )
 
     @classmethod
     def from_dict(cls, values: Values, where: str) -> Self:
