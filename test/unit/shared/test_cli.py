@@ -318,6 +318,7 @@ def test_doctor_finds_a_tiny_checkpoint_complete(family, tmp_path, capsys):
         "path": str(target),
         "family": family.name,
         "problems": [],
+        "notes": [],
     }
     assert found["versions"]["sglang"] == compat.SUPPORTED_SGLANG
     assert found["problems"] == []

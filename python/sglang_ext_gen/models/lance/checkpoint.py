@@ -13,6 +13,7 @@ The pickle is only looked for here; what is in it is checked when it is loaded. 
 not imported.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -201,7 +202,8 @@ def find_files(path: Path) -> LanceFiles:
 
 
 def _is_variant(folder: Path) -> bool:
-    return (folder / _TRANSFORMER.config_file).is_file()
+    # Unlike Path.is_file, False for a folder that may not be entered (lost+found).
+    return os.path.isfile(folder / _TRANSFORMER.config_file)
 
 
 def _variant_of(folder: Path) -> Variant:
