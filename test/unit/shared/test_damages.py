@@ -222,6 +222,29 @@ def test_a_broken_config_does_not_hide_whose_weights_are_there(tmp_path: Path) -
         assert f"{root / name} is not readable JSON" in problems
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", None),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", "4"),
+        ("num_hidden_layers", 10**30),
+        ("layer_types", 5),
+        ("rope_parameters", [1]),
+    ],
+)
+def test_odd_sizes_of_the_connector_are_named(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    root = copy_checkpoint(GOLDEN_ROOT / "ming_omni/checkpoint", tmp_path / "copy")
+    file = root / "connector/config.json"
+    values = json.loads(file.read_bytes())
+    values.pop("head_dim", None)
+    values.setdefault("layer_types", ["full_attention"])
+    file.write_text(json.dumps({**values, key: value}), "utf-8")
+    assert any("connector/config.json" in line for line in problems_of(root))
+
+
 def test_a_damaged_variant_of_lance_is_named(tmp_path: Path) -> None:
     root = copy_checkpoint(GOLDEN_ROOT / "lance/checkpoint", tmp_path / "copy")
     os.truncate(root / "Lance_3B/model.safetensors", 1000)

@@ -36,6 +36,26 @@ GLYPH_FILE = "byt5.json"
 _LANGUAGES = ("cn", "en", "jp", "kr")
 
 Values = Mapping[str, Any]
+
+
+def default_head_dim(values: Values, where: str) -> int:
+    """Width of a head where a config does not state it.
+
+    Raises:
+        ConfigError: The sizes that give it are missing or no sizes.
+    """
+    sizes = {
+        key: require(values, key, where)
+        for key in ("hidden_size", "num_attention_heads")
+    }
+    for key, size in sizes.items():
+        if type(size) is not int or size <= 0:
+            raise ConfigError(
+                f"{where}: {key} is {size!r}, expected a positive integer"
+            )
+    return sizes["hidden_size"] // sizes["num_attention_heads"]
+
+
 _METADATA = {
     "_class_name": "checked above",
     "_diffusers_version": "says who wrote the file",
@@ -95,17 +115,19 @@ class ConnectorConfig(StrictConfig):
         """
         flat = dict(values)
         rope = flat.pop("rope_parameters", None) or {}
+        if not isinstance(rope, dict):
+            raise ConfigError(f"{where}: rope_parameters is {rope!r}, not an object")
         refuse_unknown_keys(rope, ("rope_theta", "rope_type"), where)
         require_values(rope, {"rope_type": "default"}, where)
         if "rope_theta" in rope:
             flat["rope_theta"] = rope["rope_theta"]
         layers = require(flat, "num_hidden_layers", where)
         types = flat.get("layer_types")
-        if types is not None and types != ["full_attention"] * layers:
+        full = ["full_attention"] * len(types) if isinstance(types, list) else None
+        if types is not None and (types != full or len(types) != layers):
             raise ConfigError(f"{where}: layer_types is {types!r}, expected full ones")
-        heads = require(flat, "num_attention_heads", where)
         if not flat.get("head_dim"):
-            flat["head_dim"] = require(flat, "hidden_size", where) // heads
+            flat["head_dim"] = default_head_dim(flat, where)
         return super().from_dict(flat, where)
 
 

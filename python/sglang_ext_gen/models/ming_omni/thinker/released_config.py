@@ -21,6 +21,7 @@ from sglang_ext_gen.checkpoint.released_config import (
     with_rope_scaling,
 )
 from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.models.ming_omni.config import default_head_dim
 
 Values = Mapping[str, Any]
 
@@ -117,8 +118,7 @@ class DecoderConfig(StrictConfig):
         """
         flat = with_rope_scaling(values, where)
         if not flat.get("head_dim"):
-            heads = require(flat, "num_attention_heads", where)
-            flat["head_dim"] = require(flat, "hidden_size", where) // heads
+            flat["head_dim"] = default_head_dim(flat, where)
         config = super().from_dict(flat, where)
         _check_rotation(flat, config.head_dim, where)
         return config
