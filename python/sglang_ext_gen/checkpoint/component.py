@@ -23,7 +23,7 @@ from sglang_ext_gen.checkpoint.layout import (
     read_json,
     read_tensors,
 )
-from sglang_ext_gen.checkpoint.pickle_layout import read_pickle_layout
+from sglang_ext_gen.checkpoint.pickle_layout import is_stand_in, read_pickle_layout
 from sglang_ext_gen.checkpoint.rules import Rule
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 
@@ -183,6 +183,8 @@ class StoredComponent(Generic[C]):
         if self.parts:
             return [line for part in self.parts.values() for line in part.check()]
         problems = problem_of(lambda: self.config)
+        if self.is_pickle and is_stand_in(self.file):
+            return problems
         if problems:
             # Damaged weights are named too where a wrong config ends the check.
             return problems + problem_of(lambda: self.stored)

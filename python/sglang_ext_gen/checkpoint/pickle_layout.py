@@ -10,6 +10,7 @@ which reads the file after this did. Everything is bounded before it is read.
 
 import io
 import math
+import os
 import pickletools
 import struct
 import zipfile
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_ext_gen.checkpoint.files import open_regular
+from sglang_ext_gen.checkpoint.files import is_there, open_regular
 from sglang_ext_gen.checkpoint.layout import ITEM_BYTES, StoredTensor
 from sglang_ext_gen.errors import CheckpointError
 
@@ -29,6 +30,8 @@ _MAX_PICKLE_BYTES = 4 * 2**20
 _MAX_OPERATIONS = 500_000
 _MAX_DIMENSIONS = 16
 _ENTRY = b"PK\x03\x04"
+# What a description of a release at full size has in a pickle's place.
+_STAND_IN = b"PK"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 _END = struct.Struct("<4sHHHH8xH")
@@ -124,6 +127,13 @@ def read_pickle_layout(file: Path) -> dict[str, StoredTensor]:
         )
         for name, tensor in tensors.items()
     }
+
+
+def is_stand_in(file: Path) -> bool:
+    """Whether a file only says that a pickle belongs here; loading refuses it."""
+    return is_there(file) and (
+        os.path.getsize(file) == len(_STAND_IN) and file.read_bytes() == _STAND_IN
+    )
 
 
 def refused(file: Path, reason: str) -> CheckpointError:
