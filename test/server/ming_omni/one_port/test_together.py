@@ -249,7 +249,7 @@ def test_upstreams_that_run_elsewhere_are_served_by_their_addresses(
 
 def test_upstreams_that_are_killed_are_named_and_come_back(server, client, golden):
     chat = golden.json["cases"]["chat_text"]["greedy_text"]
-    known = small(client, "a fox in the snow", seed=4)
+    [known] = small(client, "a fox in the snow", seed=4)
     # The generator's worker, during a request.
     slow: dict[str, Any] = {"num_inference_steps": 200}
     error, _ = at_once(
@@ -290,8 +290,10 @@ def test_upstreams_that_are_killed_are_named_and_come_back(server, client, golde
 
     wait_until(lambda: is_healthy(server))
     assert small(client, "never asked before")
-    # Nothing of what the first two said is remembered here: the same bytes anew.
-    assert small(client, "a fox in the snow", seed=4) == known
+    # Nothing of what the first two said is remembered here: drawn anew, and equal but
+    # for the rounding of sums, which a thinker's prefix cache changes.
+    [anew] = small(client, "a fox in the snow", seed=4)
+    assert psnr(anew, known) >= FILE_DB
     assert streamed(client, **question(golden, "chat_text")) == chat
     [picture] = draw(client, **golden_request(golden, "t2i"))
     assert psnr(picture, golden_png(golden, "t2i")) >= FILE_DB
