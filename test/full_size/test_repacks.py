@@ -235,9 +235,9 @@ def examined(name: str, changes: list[Change], folder: Path) -> dict[str, Any]:
     root = write(name, folder / "model")
     for change in changes:
         change(root)
-    start = time.perf_counter()
+    start = time.process_time()
     found = examine_model(root)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     return found
 
 

@@ -23,10 +23,10 @@ READERS: tuple[Reader, ...] = (read_json, read_header, read_tensors)
 
 @pytest.fixture(autouse=True)
 def _at_once() -> Iterator[None]:
-    start = time.monotonic()
+    start = time.process_time()
     yield
-    # A second on a free machine; a busy one gets some more.
-    assert time.monotonic() - start < 3
+    # Far below what reading any of these as they ask would take.
+    assert time.process_time() - start < 3
 
 
 def make_socket(file: Path) -> None:

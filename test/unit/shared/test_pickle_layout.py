@@ -159,10 +159,10 @@ STORAGE = (
 def test_hostile_operations(tmp_path: Path, content: bytes, reason: str) -> None:
     file = tmp_path / "m.pt"
     rewrite(file, content)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match=reason):
         read_pickle_layout(file)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     with pytest.raises(CheckpointError, match=reason):
         read_pickle(file)
 

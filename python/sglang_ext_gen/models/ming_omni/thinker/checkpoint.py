@@ -41,7 +41,7 @@ def why_not(path: Path) -> str | None:
     """Why a folder that looks like Ming's holds no thinker of ours."""
     config = read_or_empty(path / "config.json")
     start = f"{path}: no thinker was found because"
-    if "thinker_config" in config:
+    if _is_composite(path):
         return (
             f"{start} config.json is a composite one, which holds thinker_config; "
             "expected is the released file, which has its keys at the top"
@@ -60,8 +60,17 @@ def why_not(path: Path) -> str | None:
     return None
 
 
+def _is_composite(path: Path) -> bool:
+    return "thinker_config" in read_or_empty(path / "config.json")
+
+
 def check_checkpoint(path: Path) -> list[str]:
-    """Everything that keeps the thinker from being served, one line each."""
+    """Everything that keeps the thinker from being served, one line each.
+
+    A composite config holds no thinker of ours, which ``why_not`` says.
+    """
+    if _is_composite(path):
+        return []
     problems = THINKER.at(path).check()
     problems += [
         f"{name} is missing; take it from the Ming code repository, or give its folder "
