@@ -18,6 +18,7 @@ import pytest
 from conftest import Golden
 from images import read_rgb
 from server.servers import server_environment
+from server.starts import count_start
 from sglang_ext_gen.registry import FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,8 @@ def runs(
     checkpoint = folder / "tiny-z-image"
     write_tiny_z_image(checkpoint, ideogram4_golden.checkpoint / "tokenizer")
     environments = {"with": {}, "without": {"SGLANG_PLUGINS": NO_PLUGINS}}
+    for name in environments:
+        count_start(f"stock {name} our plugin")
     processes = {
         name: subprocess.Popen(
             [sys.executable, PROGRAM, checkpoint, folder / f"{name}.png"],

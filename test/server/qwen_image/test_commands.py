@@ -1,34 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen-Image through ``sglang-ext-gen generate`` and ``demo``, as a user runs them.
+"""Qwen-Image through ``sglang-ext-gen demo``, as a user runs it.
 
-``test_python.py`` has the same for edits, on a generator that is running.
+``test_python.py`` has ``generate``, and the demo of edits, on a generator that is
+running; ``test_plain_generate.py`` starts two workers by SGLang's own command.
 """
 
-import json
 from pathlib import Path
 
 import pytest
 
-from conftest import GOLDEN_ROOT
-from images import psnr, read_rgb
-from qwen_image_golden import golden_command
+from images import read_rgb
 from server.servers import run_command
 
 pytestmark = pytest.mark.slow
-
-GOLDEN = GOLDEN_ROOT / "qwen_image"
-
-
-def test_generate_on_two_ranks_equals_the_reference(tmp_path: Path) -> None:
-    picture = tmp_path / "t2i.png"
-    run = run_command(
-        tmp_path,
-        *golden_command("t2i", "Qwen-Image", picture),
-        *("--num-gpus", "2", "--enable-cfg-parallel", "true"),
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert str(picture) in json.dumps(json.loads(run.stdout))
-    assert psnr(picture, GOLDEN / "t2i" / "golden.png") >= 48
 
 
 def test_demo_makes_its_pictures(tmp_path: Path) -> None:
