@@ -16,6 +16,7 @@ from PIL import Image
 
 from conftest import GOLDEN_ROOT
 from images import psnr, read_rgb
+from server.one_port import wait_until
 from server.servers import FLOAT32, Server
 
 pytestmark = pytest.mark.slow
@@ -284,6 +285,7 @@ def test_no_upload_is_left(server: Server, openai: OpenAI, temporary: Path) -> N
     edit(openai, [picture()], **SMALL)
     with pytest.raises(BadRequestError):
         edit(openai, [b"no picture"], **SMALL)
-    assert not list(temporary.glob("sglang-ext-gen-upload-*"))
+    # A folder goes after the answer has gone.
+    wait_until(lambda: not list(temporary.glob("sglang-ext-gen-upload-*")), 30)
     kept = {file.name for file in (server.folder / "inputs").rglob("*.*")}
     assert kept == {"warmup_image.png"}  # SGLang's own
