@@ -20,7 +20,7 @@ import torch
 
 from checkpoint_damage import RunsACommand
 from conftest import GOLDEN_ROOT
-from sglang_ext_gen.checkpoint.pickle_layout import read_pickle_layout
+from sglang_ext_gen.checkpoint.pickle_layout import is_stand_in, read_pickle_layout
 from sglang_ext_gen.checkpoint.pickles import read_pickle
 from sglang_ext_gen.cli.doctor import examine_model
 from sglang_ext_gen.errors import CheckpointError
@@ -263,3 +263,17 @@ def test_doctor_judges_pickles(tmp_path: Path, source: Path, name: str) -> None:
     assert "surprise is not part" in problems({**tensors, "surprise": torch.ones(1)})
     del tensors[last]
     assert f"{last} is missing" in problems(OrderedDict(tensors))
+
+
+@pytest.mark.parametrize(
+    ("content", "stands_in"), [(b"PK", True), (b"P", False), (b"PK\x03", False)]
+)
+def test_only_two_bytes_stand_in_for_a_pickle_and_loading_refuses_them(
+    tmp_path: Path, content: bytes, stands_in: bool
+) -> None:
+    file = tmp_path / "m.pt"
+    file.write_bytes(content)
+    assert is_stand_in(file) is stands_in
+    for read in (read_pickle_layout, read_pickle):
+        with pytest.raises(CheckpointError):
+            read(file)

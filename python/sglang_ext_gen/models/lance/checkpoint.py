@@ -9,8 +9,7 @@ Source: the folder layout of the release,
 
 A user may name the root or one of the two checkpoint directories, which may have any
 name and be behind a link: the one that bundles a vision tower is ``Lance_3B_Video``.
-The pickle is only looked for here; what is in it is checked when it is loaded. torch is
-not imported.
+The pickle's tensors are checked without running or importing anything, torch included.
 """
 
 import os

@@ -6,9 +6,8 @@
     config.json, model-*.safetensors, tokenizer    the thinker: thinker/checkpoint.py
 
 ``mlp/`` states two of its widths only by its tensors; that they fit the connector and
-the thinker is checked apart. ``byt5/`` holds pickles, which are only looked for here:
-what is in them is checked when they are loaded, and ``byt5_model/base.pt`` is never
-opened.
+the thinker is checked apart. ``byt5/`` holds pickles, whose tensors are checked without
+running anything; ``byt5_model/base.pt`` is never opened.
 """
 
 from pathlib import Path
