@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests of one kind through a denoising loop as one batch, and apart again.
+"""Requests of one kind through stock's denoising loop as one batch, and apart again.
 
-SGLang hands a stage a group, such as several prompts or several outputs a prompt. A
-family says which requests can share a loop.
+SGLang hands a stage a group, such as several prompts, several outputs a prompt, or
+requests of several users. A family says which of them can share a loop, what the loop
+starts from, and what one step does; the loop is stock's, with all that hangs on it:
+torch.compile, CUDA graphs, caches over the steps, attention backends, residency and
+offload, profiling and NVTX marks.
 """
 
 # SGLang's Req forwards attributes to its sampling params; its types say less than is
@@ -13,37 +16,92 @@ family says which requests can share a loop.
 import time
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
+from typing import Any
 
+import cache_dit
 import torch
-from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
+from cache_dit import BlockAdapter, BlockAdapterRegister, ForwardPattern
+from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
+from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
-from sglang.multimodal_gen.runtime.server_args import ServerArgs
-from sglang.multimodal_gen.runtime.utils.logging_utils import init_logger
-from sglang.multimodal_gen.runtime.utils.perf_logger import StageProfiler
-from torch import Tensor
+from sglang.multimodal_gen.runtime.pipelines_core.stages import DenoisingStage
+from sglang.multimodal_gen.runtime.pipelines_core.stages.denoising import (
+    DenoisingContext,
+    DenoisingStepState,
+)
+from sglang.multimodal_gen.runtime.pipelines_core.stages.validators import (
+    VerificationResult,
+)
+from sglang.multimodal_gen.runtime.server_args import (
+    ServerArgs,
+    get_global_server_args,
+)
+from torch import Tensor, nn
 
-from sglang_ext_gen.diffusion.stage import FamilyStage
-
-logger = init_logger(__name__)
+_GROUP = "denoising_group"
 
 
-class BatchedDenoisingStage(FamilyStage):
-    """A stage that denoises requests of equal ``batch_key`` together."""
+class StepScheduler:
+    """What stock's loop asks a scheduler; the steps themselves are the family's."""
 
-    role = RoleType.DENOISER
+    order = 1
+
+    def set_begin_index(self, begin_index: int) -> None:
+        """The loop starts at the first step, always."""
+
+
+class BatchedDenoisingStage(DenoisingStage):
+    """Denoises requests of equal ``batch_key`` together, on stock's loop.
+
+    Args:
+        pipeline: Whose modules they are.
+        transformers: Those that this process holds, one or two.
+    """
+
+    def __init__(self, pipeline: Any, transformers: Sequence[nn.Module]) -> None:
+        first, second = (*transformers, None)[:2]
+        arch = get_global_server_args().pipeline_config.dit_config.arch_config
+        arch.hidden_size = first.hidden_size
+        arch.num_attention_heads = first.num_attention_heads
+        for transformer in transformers:
+            _make_cacheable(type(transformer).__name__)
+        super().__init__(first, StepScheduler(), pipeline, transformer_2=second)
+
+    @abstractmethod
+    def schedule(self, leader: Req, server_args: ServerArgs) -> Tensor:
+        """[N + 1] float32 times or noise levels of the steps, on the CPU."""
+
+    @abstractmethod
+    def prepare(
+        self, group: list[Req], times: Tensor, server_args: ServerArgs
+    ) -> tuple[Tensor, Any]:
+        """The noise [B, ...] float32 of B outputs, and what the steps need to know."""
+
+    @abstractmethod
+    def step(
+        self, index: int, latents: Tensor, state: Any, batch: Req, args: ServerArgs
+    ) -> Tensor:
+        """The latents after step ``index``.
+
+        Args:
+            index: From 0 on.
+            latents: [B, ...] float32.
+            state: From ``prepare``.
+            batch: The first request of the group.
+            args: Of the server.
+        """
 
     def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
         """Equal for requests that can share a loop: the fields that separate them."""
-        return batch.sampling_params.batch_key()
+        return (
+            batch.sampling_params.batch_key(),
+            batch.return_trajectory_latents,
+            # What a cache over the steps decides must not depend on a neighbour.
+            batch.request_id if self._is_cached(batch) else None,
+        )
 
-    @abstractmethod
-    def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
-        """Set ``latents`` of requests of one key, best by ``scatter``."""
-
-    def forward(self, batch: Req, server_args: ServerArgs) -> Req:
-        """Set ``batch.latents`` to [n, ...] float32, n outputs."""
-        self.denoise([batch], server_args)
-        return batch
+    def _is_cached(self, batch: Req) -> bool:
+        return batch.enable_teacache or self._cache_dit_requested_for_batch(batch)
 
     def run_grouped_requests(
         self, batches: list[Req], server_args: ServerArgs
@@ -54,12 +112,96 @@ class BatchedDenoisingStage(FamilyStage):
             groups.setdefault(self.batch_key(batch, server_args), []).append(batch)
         for group in groups.values():
             start = time.perf_counter()
-            self.denoise(group, server_args)
-            for batch in group:
+            group[0].extra[_GROUP] = group
+            self(group[0], server_args)
+            for batch in group[1:]:
                 batch.metrics.record_stage(
                     self._active_profile_stage_name(), time.perf_counter() - start
                 )
         return batches
+
+    def run_transformer(self, transformer: nn.Module, **inputs: Any) -> Tensor:
+        """Call a transformer, through its CUDA graph where there is one."""
+        runner = self._maybe_get_bcg_runner(transformer)
+        if runner is None:
+            return transformer(**inputs)
+        return self._bcg_run(runner, inputs, transformer)
+
+    def use_transformer(self, transformer: nn.Module, batch: Req) -> None:
+        """Have a transformer where it can compute, until another one is asked for."""
+        name = "transformer" if transformer is self.transformer else "transformer_2"
+        self._manage_dit_use_site(transformer, name, batch)
+
+    # What follows is stock's loop, filled in.
+
+    def _manage_dit_use_site(
+        self, current_model: nn.Module, current_phase: str, batch: Req
+    ) -> None:
+        if self._component_residency_manager is not None:
+            super()._manage_dit_use_site(current_model, current_phase, batch)
+
+    def _prepare_denoising_loop(
+        self, batch: Req, server_args: ServerArgs
+    ) -> DenoisingContext:
+        group = batch.extra.pop(_GROUP, [batch])
+        times = self.schedule(batch, server_args)
+        # A step of no length changes nothing and runs no transformer.
+        moves = (times[:-1] != times[1:]).tolist()
+        self._maybe_enable_cache_dit_and_torch_compile(sum(moves), batch)
+        self.use_transformer(self.transformer, batch)
+        with set_forward_context(0, attn_metadata=None, forward_batch=batch):
+            latents, state = self.prepare(group, times, server_args)
+        return DenoisingContext(
+            scheduler=self.scheduler,
+            extra_step_kwargs={},
+            target_dtype=latents.dtype,
+            # The families say themselves what is computed in which precision.
+            autocast_enabled=False,
+            timesteps=times[:-1],
+            num_inference_steps=len(times) - 1,
+            num_warmup_steps=0,
+            image_kwargs={},
+            pos_cond_kwargs={},
+            neg_cond_kwargs={},
+            latents=latents.to(get_local_torch_device()),
+            boundary_timestep=None,
+            z=None,
+            reserved_frames_mask=None,
+            seq_len=None,
+            guidance=None,
+            is_warmup=batch.is_warmup,
+            extra={"group": group, "state": state, "moves": moves},
+        )
+
+    def _prepare_step_attn_metadata(self, *args: Any, **kwargs: Any) -> None:
+        """None: what attention needs to know is in the family's state."""
+
+    def _run_denoising_step(
+        self,
+        ctx: DenoisingContext,
+        step: DenoisingStepState,
+        batch: Req,
+        server_args: ServerArgs,
+    ) -> None:
+        index = step.step_index
+        if not ctx.extra["moves"][index]:
+            return
+        with set_forward_context(index, attn_metadata=None, forward_batch=batch):
+            ctx.latents = self.step(
+                index, ctx.latents, ctx.extra["state"], batch, server_args
+            )
+
+    def _finalize_denoising_loop(
+        self, ctx: DenoisingContext, batch: Req, server_args: ServerArgs
+    ) -> None:
+        scatter(ctx.extra["group"], ctx.latents, ctx.trajectory_latents, ctx.timesteps)
+        if self._is_cached(batch) and not batch.is_warmup:
+            for transformer in filter(None, (self.transformer, self.transformer_2)):
+                self.log_info("%s", steps_reused(transformer))
+
+    def verify_input(self, batch: Req, server_args: ServerArgs) -> VerificationResult:
+        """Nothing: stock's fields are not what these families hand on."""
+        return VerificationResult()
 
 
 def output_seeds(batch: Req) -> list[int]:
@@ -79,7 +221,7 @@ def scatter(
         batches: The requests, in the order of their rows.
         latents: [B, ...], B outputs of all requests.
         trajectory: Latents after each of N steps, where a request asks for them.
-        times: [N + 1] times or noise levels of the steps.
+        times: [N] times or noise levels at which the steps begin.
     """
     end = 0
     for batch in batches:
@@ -87,17 +229,34 @@ def scatter(
         batch.latents = latents[start:end]
         batch.metrics.steps = list(batches[0].metrics.steps)
         if trajectory:
-            steps = [step[start:end] for step in trajectory]
+            steps = [step[start:end].cpu() for step in trajectory]
             batch.trajectory_latents = torch.stack(steps, dim=1)  # [n, N, ...]
-            batch.trajectory_timesteps = times[:-1].cpu()
+            batch.trajectory_timesteps = times.cpu()
 
 
-def step_timer(step: int, batch: Req) -> StageProfiler:
-    """Measures one step, under the name that SGLang gives steps."""
-    return StageProfiler(
-        f"denoising_step_{step}",
-        logger=logger,
-        metrics=batch.metrics,
-        perf_dump_path_provided=batch.perf_dump_path is not None,
-        record_as_step=True,
-    )
+def steps_reused(transformer: nn.Module) -> str:
+    """What the caches over the steps spared, in words for the log."""
+    name, spared = type(transformer).__name__, []
+    if BlockAdapter.is_cached(transformer):
+        [stats, *_] = cache_dit.summary(transformer, logging=False)
+        spared += [f"cache-dit reused {len(stats.cached_steps)} steps"]
+    if transformer.reused_steps:
+        spared += [f"TeaCache reused {transformer.reused_steps} steps"]
+    return f"{name}: {'; '.join(spared) or 'no step was reused'}"
+
+
+def _make_cacheable(class_name: str) -> None:
+    """Tell cache-dit where the blocks of one of our transformers are."""
+
+    @BlockAdapterRegister.register(class_name)
+    def adapter(pipe: Any, **kwargs: Any) -> BlockAdapter:
+        return BlockAdapter(
+            pipe=pipe,
+            transformer=pipe.transformer,
+            blocks=pipe.transformer.layers,
+            # One tensor in, the same out, and all else the same for all blocks.
+            forward_pattern=ForwardPattern.Pattern_3,
+            check_forward_pattern=False,
+            check_num_outputs=False,
+            **kwargs,
+        )

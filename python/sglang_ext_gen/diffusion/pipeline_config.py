@@ -15,10 +15,7 @@ from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.request.fields import RequestField
 
 _FLAG_TYPES = {"int": int, "float": float}
-_REFUSED = {
-    "lora_path": "LoRA is not supported by this pipeline",
-    "enable_torch_compile": "not supported by this pipeline",
-}
+_REFUSED = {"lora_path": "LoRA is not supported by this pipeline"}
 
 
 class FamilyPipelineConfig:
@@ -63,6 +60,14 @@ class FamilyPipelineConfig:
 
     def supports_native_grouped_requests(self) -> bool:
         """True: the stages batch a list of requests themselves."""
+        return True
+
+    def supports_dynamic_batching(self) -> bool:
+        """True for every task: requests of several users may be one group."""
+        return True
+
+    def supports_batching_image_conditioning(self) -> bool:
+        """True: each request of a group keeps its own pictures."""
         return True
 
     def check_options(self, server_args: Any) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sglang.multimodal_gen.configs.sample.sampling_params import SamplingParams
 
+from sglang_ext_gen.diffusion.step_cache import read_teacache_params
 from sglang_ext_gen.request.fields import (
     SERVED_BY_SGLANG,
     RequestField,
@@ -20,6 +21,16 @@ from sglang_ext_gen.request.fields import (
 )
 
 _OF_SGLANG = frozenset(field.name for field in fields(SamplingParams))
+# What stock's denoising loop reads, whatever the family.
+_OF_THE_LOOP = frozenset(
+    {
+        "attention_backend_override",
+        "cache_dit_params",
+        "enable_cache_dit",
+        "skip_softmax_params",
+    }
+)
+_OF_TEACACHE = frozenset({"enable_teacache", "teacache_params"})
 # A seed may be a list, a task SGLang's enumeration: the family's check sees to them.
 _CHECKED_LATER = ("seed", "task_type")
 # SGLang reads "no guidance given" as 1, and strips a negative prompt.
@@ -34,11 +45,13 @@ class FamilySamplingParams(SamplingParams):
         request_fields: The family's table.
         also_used: Fields of SGLang's class, beside those of the table and of
             ``SERVED_BY_SGLANG``, that something of the family reads.
+        has_teacache: Whether its transformers can leave out the blocks of a step.
     """
 
     title: ClassVar[str]
     request_fields: ClassVar[tuple[RequestField, ...]]
     also_used: ClassVar[frozenset[str]] = frozenset()
+    has_teacache: ClassVar[bool] = True
 
     if TYPE_CHECKING:  # the fields that ``carries`` declares
 
@@ -106,10 +119,12 @@ class FamilySamplingParams(SamplingParams):
         super().__post_init__()
 
     def _adjust(self, server_args: Any) -> None:
-        names = {field.name for field in self.request_fields}
-        refuse_unused_fields(
-            self, names | SERVED_BY_SGLANG | self.also_used, self.title
-        )
+        used = {field.name for field in self.request_fields} | self.also_used
+        used |= SERVED_BY_SGLANG | _OF_THE_LOOP
+        if self.has_teacache:
+            used |= _OF_TEACACHE
+            self.teacache_params = read_teacache_params(self.teacache_params)
+        refuse_unused_fields(self, used, self.title)
         self.check(server_args)
         kept = {name: getattr(self, name) for name in _KEPT}
         super()._adjust(server_args)

@@ -31,6 +31,7 @@ from sglang.multimodal_gen.runtime.managers.memory_managers.layerwise_offload im
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sglang_ext_gen.diffusion.step_cache import StepCachedTransformer
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.layers.fp8_linear import (
     ColumnParallelFP8Linear,
@@ -195,7 +196,9 @@ class Ideogram4FinalLayer(nn.Module):
         return self.linear(normed * (1 + scale))
 
 
-class Ideogram4Transformer(LayerwiseOffloadableModuleMixin, nn.Module):
+class Ideogram4Transformer(
+    StepCachedTransformer, LayerwiseOffloadableModuleMixin, nn.Module
+):
     """Predicts the velocity of image tokens.
 
     Args:
@@ -216,9 +219,11 @@ class Ideogram4Transformer(LayerwiseOffloadableModuleMixin, nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
+        self._init_teacache_state()
         self.config = config
         self.dtype = dtype
-        hidden = config.hidden_size
+        self.hidden_size = hidden = config.hidden_size
+        self.num_attention_heads = config.num_attention_heads
         linear = {"is_quantized": is_quantized, "dtype": dtype}
         self.input_proj = FP8Linear(config.in_channels, hidden, **linear)
         if has_text:
@@ -292,8 +297,12 @@ class Ideogram4Transformer(LayerwiseOffloadableModuleMixin, nn.Module):
             x = torch.cat([text_rows, x], dim=1)  # [B, S, D]
         num_tokens = x.shape[1]
         adaln = F.silu(self.adaln_proj(self.t_embedding(time.to(self.dtype))))
-        x = shard_like(x, sequence.shard)
-        for layer in self.layers:
-            x = layer(x, adaln, sequence)
+
+        def blocks(x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x, adaln, sequence)
+            return x
+
+        x = self.run_blocks(shard_like(x, sequence.shard), adaln, blocks)
         velocity = gather_seq(self.final_layer(x, adaln), num_tokens)
         return velocity[:, num_tokens - latents.shape[1] :].float()

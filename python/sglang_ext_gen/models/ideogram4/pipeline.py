@@ -70,10 +70,9 @@ class Ideogram4FP8Pipeline(FamilyPipeline):
         self.add_stage_factory(
             RoleType.DENOISER,
             lambda: Ideogram4DenoisingStage(
-                {
-                    part.name: self.get_module(part.name)
-                    for part in (TRANSFORMER, UNCONDITIONAL)
-                }
+                self,
+                self.get_module(TRANSFORMER.name),
+                self.get_module(UNCONDITIONAL.name),
             ),
             "denoising_stage",
         )

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from sglang.multimodal_gen.configs.models import VAEConfig
 from sglang.multimodal_gen.configs.models.vaes.flux import Flux2VAEConfig
@@ -26,12 +26,6 @@ class Ideogram4FP8PipelineConfig(FamilyPipelineConfig, ImagePipelineConfig):
     """Options of ``DiffGenerator.from_pretrained`` and ``sglang serve``."""
 
     load_options = LOAD_OPTIONS
-    refused: ClassVar[dict[str, str]] = {
-        **FamilyPipelineConfig.refused,
-        "enable_torch_compile": "not supported by this pipeline; its FP8 kernel is "
-        "already fused",
-    }
-
     # A component that our loaders refuse must not be loaded by diffusers instead.
     native_only_components: tuple[str, ...] = tuple(part.name for part in COMPONENTS)
     task_type: ModelTaskType = ModelTaskType.T2I

@@ -14,8 +14,8 @@ denoised as one batch wherever size and plan agree.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalCall=false
 
-from collections.abc import Hashable
-from dataclasses import replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ from sglang.multimodal_gen.runtime.distributed.parallel_state import (
     get_cfg_group,
     get_classifier_free_guidance_rank,
 )
-from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
 from sglang.multimodal_gen.runtime.managers.memory_managers.component_manager import (
     ComponentUse,
 )
@@ -36,19 +35,16 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
     OutputBatch,
     Req,
 )
+from sglang.multimodal_gen.runtime.pipelines_core.stages.denoising import (
+    DualTransformerExecutionMode,
+)
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from sglang.multimodal_gen.runtime.utils.precision import precision_to_dtype
 from torch import Tensor
 
-from sglang_ext_gen.diffusion.denoising import (
-    BatchedDenoisingStage,
-    output_seeds,
-    scatter,
-    step_timer,
-)
+from sglang_ext_gen.diffusion.denoising import BatchedDenoisingStage, output_seeds
 from sglang_ext_gen.diffusion.stage import FamilyStage, output_batch
-from sglang_ext_gen.models.ideogram4.checkpoint import TRANSFORMER, UNCONDITIONAL
-from sglang_ext_gen.models.ideogram4.dit import PackedSequence
+from sglang_ext_gen.models.ideogram4.dit import Ideogram4Transformer, PackedSequence
 from sglang_ext_gen.models.ideogram4.latent_statistics import (
     LATENT_SCALE,
     LATENT_SHIFT,
@@ -113,113 +109,167 @@ class Ideogram4TextEncodingStage(FamilyStage):
         return batch
 
 
+@dataclass(frozen=True)
+class Ideogram4Loop:
+    """What the steps of a group share.
+
+    Args:
+        plan: Steps and their guidance.
+        times: [N + 1] float32 in [0, 1] on the device.
+        conditional: Text and image of each row; None where this rank lacks it.
+        text_rows: [B, T, D] of the conditional branch.
+        unconditional: The image alone; None where no step needs it here.
+    """
+
+    plan: DenoisingPlan
+    times: Tensor
+    conditional: PackedSequence | None = None
+    text_rows: Tensor | None = None
+    unconditional: PackedSequence | None = None
+
+
 class Ideogram4DenoisingStage(BatchedDenoisingStage):
     """Noise -> latents by Euler steps with asymmetric guidance.
 
     Of the two transformers one sees [text][image], the unconditional one [image]. A
     CFG-parallel rank has one of them; the second one may be left unloaded.
+
+    Args:
+        pipeline: Whose modules they are.
+        conditional: The transformer that sees the text, or None.
+        unconditional: The one that does not, or None.
     """
 
-    @torch.no_grad()
-    def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
-        """Set ``latents`` to [n, I, C] float32, n pictures of each request."""
-        leader = batches[0]
-        device = get_local_torch_device()
-        plan = _plan_of(leader, server_args)
-        times = make_times(
-            plan.num_inference_steps, leader.height, leader.width, plan.mu, plan.std
-        ).to(device)
-        latents = self._draw_latents(batches).to(device)
-        branches = self._pack_branches(batches, plan, device)
-        trajectory = []
-        with self.progress_bar(total=plan.num_inference_steps, batch=leader) as bar:
-            for step, guidance in enumerate(plan.guidance):
-                with (
-                    step_timer(step, leader),
-                    set_forward_context(step, attn_metadata=None, forward_batch=leader),
-                ):
-                    velocity = self._predict(
-                        branches, latents, times[step], guidance, server_args
-                    )
-                    latents = euler_step(
-                        latents, velocity, times[step], times[step + 1]
-                    )
-                if leader.return_trajectory_latents:
-                    trajectory.append(latents.cpu())
-                bar.update()
-        scatter(batches, latents, trajectory, times)
+    def __init__(
+        self,
+        pipeline: Any,
+        conditional: Ideogram4Transformer | None,
+        unconditional: Ideogram4Transformer | None,
+    ) -> None:
+        self.has_conditional = conditional is not None
+        super().__init__(pipeline, [t for t in (conditional, unconditional) if t])
 
-    def _draw_latents(self, batches: list[Req]) -> Tensor:
-        """Noise of every picture, one row each: [B, I, C] float32 on the CPU."""
-        channels = next(iter(self.modules.values())).config.in_channels
-        return torch.cat(
-            [
-                draw_noise(seed, batch.height, batch.width, channels)
-                for batch in batches
-                for seed in output_seeds(batch)
-            ]
+    @property
+    def conditional(self) -> Ideogram4Transformer:
+        """The transformer that sees the text."""
+        assert self.has_conditional, "this rank has the other branch"
+        return self.transformer
+
+    @property
+    def unconditional(self) -> Ideogram4Transformer:
+        """The transformer that sees the image alone."""
+        return self.transformer_2 if self.has_conditional else self.transformer
+
+    def schedule(self, leader: Req, server_args: ServerArgs) -> Tensor:
+        """[N + 1] float32 times, rising from noise to picture."""
+        plan = _plan_of(leader, server_args)
+        return make_times(
+            plan.num_inference_steps, leader.height, leader.width, plan.mu, plan.std
         )
 
-    def _pack_branches(
-        self, batches: list[Req], plan: DenoisingPlan, device: torch.device
-    ) -> dict[str, tuple[PackedSequence, Tensor | None]]:
-        """What each branch attends to: text and image, or the image alone."""
+    def prepare(
+        self, group: list[Req], times: Tensor, server_args: ServerArgs
+    ) -> tuple[Tensor, Ideogram4Loop]:
+        """Noise of every picture, [B, I, C] float32, and what each branch sees."""
+        leader, device = group[0], get_local_torch_device()
+        plan = _plan_of(leader, server_args)
+        loop = Ideogram4Loop(plan, times.to(device))
         features = [
             batch.prompt_embeds[0].to(device)
-            for batch in batches
+            for batch in group
             for _ in range(batch.num_outputs_per_prompt)
         ]
-        image = image_position_ids(batches[0].height, batches[0].width, device)
+        image = image_position_ids(leader.height, leader.width, device)
         image = image.expand(len(features), -1, -1)
-        packed: dict[str, tuple[PackedSequence, Tensor | None]] = {}
-        if TRANSFORMER.name in self.modules:
+        if self.has_conditional:
             text = pack_text(features)
             mask = None
             if text.has_padding:
                 image_mask = text.mask.new_ones(image.shape[:2])
                 mask = torch.cat([text.mask, image_mask], dim=1)
             position_ids = torch.cat([text.position_ids, image], dim=1)
-            with self.use(TRANSFORMER.name) as transformer:
-                sequence = transformer.pack(position_ids, mask)
-                packed[TRANSFORMER.name] = (sequence, transformer.project_text(text))
-        if UNCONDITIONAL.name in self.modules and plan.needs_unconditional:
-            sequence = self.modules[UNCONDITIONAL.name].pack(image, None)
-            packed[UNCONDITIONAL.name] = (sequence, None)
-        return packed
+            loop = replace(
+                loop,
+                conditional=self.conditional.pack(position_ids, mask),
+                text_rows=self.conditional.project_text(text),
+            )
+        if self.unconditional is not None and plan.needs_unconditional:
+            loop = replace(loop, unconditional=self.unconditional.pack(image, None))
+        channels = self.transformer.config.in_channels
+        latents = [
+            draw_noise(seed, leader.height, leader.width, channels)
+            for batch in group
+            for seed in output_seeds(batch)
+        ]
+        return torch.cat(latents), loop
 
-    def _predict(
+    def step(
         self,
-        branches: dict[str, tuple[PackedSequence, Tensor | None]],
+        index: int,
         latents: Tensor,
-        time_: Tensor,
-        guidance: float,
-        server_args: ServerArgs,
+        state: Ideogram4Loop,
+        batch: Req,
+        args: ServerArgs,
     ) -> Tensor:
-        """Guided velocity [B, I, C] float32; guidance 1 runs one branch only."""
+        """One Euler step; guidance 1 runs one branch only."""
+        guidance = state.plan.guidance[index]
+        time, end = state.times[index], state.times[index + 1]
 
-        def run(name: str) -> Tensor:
-            sequence, text_rows = branches[name]
-            with self.use(name) as transformer:
-                return transformer(latents, time_, sequence, text_rows)
+        def conditional() -> Tensor:
+            self.use_transformer(self.conditional, batch)
+            return self.run_transformer(
+                self.conditional,
+                latents=latents,
+                time=time,
+                sequence=state.conditional,
+                text_rows=state.text_rows,
+            )
 
-        if server_args.enable_cfg_parallel:
-            return self._predict_on_two_ranks(run, latents, guidance)
-        conditional = run(TRANSFORMER.name)
-        if guidance == 1.0:
-            return conditional
-        return blend_guidance(conditional, run(UNCONDITIONAL.name), guidance)
+        def unconditional() -> Tensor:
+            self.use_transformer(self.unconditional, batch)
+            return self.run_transformer(
+                self.unconditional,
+                latents=latents,
+                time=time,
+                sequence=state.unconditional,
+            )
 
-    def _predict_on_two_ranks(self, run, latents: Tensor, guidance: float) -> Tensor:
-        """One branch a CFG-parallel rank; both ranks get the same velocity."""
-        is_conditional_rank = get_classifier_free_guidance_rank() == 0
-        if guidance == 1.0:
-            own = run(TRANSFORMER.name) if is_conditional_rank else latents.clone()
-            return get_cfg_group().broadcast(own, src=0)
-        own = run((TRANSFORMER if is_conditional_rank else UNCONDITIONAL).name)
-        conditional, unconditional = cfg_model_parallel_all_gather(
-            own, dim=0, separate_tensors=True
-        )
-        return blend_guidance(conditional, unconditional, guidance)
+        if args.enable_cfg_parallel:
+            velocity = _on_two_ranks(conditional, unconditional, latents, guidance)
+        elif guidance == 1.0:
+            velocity = conditional()
+        else:
+            velocity = blend_guidance(conditional(), unconditional(), guidance)
+        return euler_step(latents, velocity, time, end)
+
+    # Stock's names for two transformers that both run in a step, and their cache.
+
+    def _cache_dit_dual_model_name(self) -> str:
+        return "ideogram4"
+
+    def _dual_transformer_execution_mode(self) -> DualTransformerExecutionMode | None:
+        if self.transformer_2 is None:
+            return None
+        return DualTransformerExecutionMode.PAIRED_PER_STEP
+
+    def _cache_dit_secondary_uses_primary_config(self) -> bool:
+        return True
+
+
+def _on_two_ranks(
+    conditional: Callable[[], Tensor],
+    unconditional: Callable[[], Tensor],
+    latents: Tensor,
+    guidance: float,
+) -> Tensor:
+    """One branch a CFG-parallel rank; both ranks get the same velocity."""
+    is_conditional_rank = get_classifier_free_guidance_rank() == 0
+    if guidance == 1.0:
+        own = conditional() if is_conditional_rank else latents.clone()
+        return get_cfg_group().broadcast(own, src=0)
+    own = conditional() if is_conditional_rank else unconditional()
+    branches = cfg_model_parallel_all_gather(own, dim=0, separate_tensors=True)
+    return blend_guidance(*branches, guidance)
 
 
 class Ideogram4DecodingStage(FamilyStage):

@@ -33,6 +33,7 @@ from sglang.multimodal_gen.runtime.managers.memory_managers.layerwise_offload im
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sglang_ext_gen.diffusion.step_cache import StepCachedTransformer
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.layers.fp8_linear import (
     MergedColumnParallelFP8Linear,
@@ -206,7 +207,9 @@ class ZImageFinalLayer(nn.Module):
         return self.linear(normed * (1 + scale))
 
 
-class ZImageTransformer(LayerwiseOffloadableModuleMixin, nn.Module):
+class ZImageTransformer(
+    StepCachedTransformer, LayerwiseOffloadableModuleMixin, nn.Module
+):
     """Predicts the direction from noise to picture.
 
     Args:
@@ -218,8 +221,10 @@ class ZImageTransformer(LayerwiseOffloadableModuleMixin, nn.Module):
 
     def __init__(self, config: TransformerConfig, *, dtype: torch.dtype) -> None:
         super().__init__()
+        self._init_teacache_state()
         self.config = config
         self.dtype = dtype
+        self.hidden_size, self.num_attention_heads = config.dim, config.n_heads
         dim, patch = config.dim, config.in_channels * PATCH * PATCH
 
         def blocks(count: int, *, is_modulated: bool) -> nn.ModuleList:
@@ -311,8 +316,13 @@ class ZImageTransformer(LayerwiseOffloadableModuleMixin, nn.Module):
         local = x.shape[1]
         x = torch.cat([x.repeat(branches, 1, 1), shard_like(caption.rows, text)], dim=1)
         rotation = torch.cat([rotation, shard_like(caption.rotation, text, dim=0)])
-        for block in self.layers:
-            x = block(x, rotation, embedding)
+
+        def blocks(x: Tensor) -> Tensor:
+            for block in self.layers:
+                x = block(x, rotation, embedding)
+            return x
+
+        x = self.run_blocks(x, embedding, blocks)
         patches = gather_seq(self.final_layer(x[:, :local], embedding), padded)
         return _to_latents(patches[:, :num_tokens].float(), canvas.grid)
 

@@ -88,8 +88,7 @@ class MingOmniImagePipeline(FamilyPipeline):
         self.add_stage_factory(
             RoleType.DENOISER,
             lambda: MingOmniDenoisingStage(
-                {"transformer": self.get_module("transformer")},
-                SCHEDULER.at(folder).config,
+                self, self.get_module("transformer"), SCHEDULER.at(folder).config
             ),
             "denoising_stage",
         )

@@ -31,7 +31,6 @@ from sglang.multimodal_gen.runtime.distributed.parallel_state import (
     get_classifier_free_guidance_rank,
     get_replica_group,
 )
-from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
     OutputBatch,
     Req,
@@ -39,12 +38,7 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from torch import Tensor, nn
 
-from sglang_ext_gen.diffusion.denoising import (
-    BatchedDenoisingStage,
-    output_seeds,
-    scatter,
-    step_timer,
-)
+from sglang_ext_gen.diffusion.denoising import BatchedDenoisingStage, output_seeds
 from sglang_ext_gen.diffusion.postprocess import from_levels, to_levels
 from sglang_ext_gen.diffusion.stage import FamilyStage, output_batch
 from sglang_ext_gen.errors import ExtGenError, RequestError
@@ -227,18 +221,34 @@ class MingOmniConditioningStage(FamilyStage):
         return ((mean - config.shift_factor) * config.scaling_factor).float()
 
 
+@dataclass(frozen=True)
+class MingOmniLoop:
+    """What the steps of a group share.
+
+    Args:
+        sigmas: [N + 1] float32 noise levels on the device.
+        caption: Of all branches that this rank runs.
+        canvas: The image side.
+    """
+
+    sigmas: Tensor
+    caption: Caption
+    canvas: Canvas
+
+
 class MingOmniDenoisingStage(BatchedDenoisingStage):
     """Noise -> latents by Euler steps with guidance.
 
     Args:
-        modules: ``transformer``.
+        pipeline: Whose modules they are.
+        transformer: Of this process.
         config: Of the scheduler.
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module | None], config: SchedulerConfig
+        self, pipeline: Any, transformer: ZImageTransformer, config: SchedulerConfig
     ) -> None:
-        super().__init__(modules)
+        super().__init__(pipeline, [transformer])
         self.config = config
 
     def batch_key(self, batch: Req, server_args: ServerArgs) -> Hashable:
@@ -247,85 +257,66 @@ class MingOmniDenoisingStage(BatchedDenoisingStage):
         return (
             super().batch_key(batch, server_args),
             *(len(conditioning.caption), conditioning.reference is None),
-            batch.return_trajectory_latents,
         )
 
-    @torch.no_grad()
-    def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
-        """Set ``latents`` to [n, C, h, w] float32, n pictures of each request."""
-        leader = batches[0]
-        steps, device = leader.num_inference_steps, get_local_torch_device()
-        latents = self._draw_latents(batches).to(device)
-        tokens = latents.shape[2] * latents.shape[3] // PATCH**2
-        sigmas = schedule.make_sigmas(self.config, steps, tokens).to(device)
-        trajectory = []
-        with (
-            self.progress_bar(total=steps, batch=leader) as bar,
-            self.use("transformer") as transformer,
-        ):
-            with set_forward_context(0, attn_metadata=None, forward_batch=leader):
-                prepared = self._prepare(transformer, batches, server_args)
-            levels = sigmas.tolist()
-            for step in range(steps):
-                # The last step but one ends at 0 already: running the model once
-                # more would change nothing.
-                if levels[step] != levels[step + 1]:
-                    with (
-                        step_timer(step, leader),
-                        set_forward_context(
-                            step, attn_metadata=None, forward_batch=leader
-                        ),
-                    ):
-                        time_ = schedule.model_time(sigmas[step], self.config)
-                        output = transformer(latents, time_, *prepared)
-                        output = _guided(output, leader, server_args)
-                        latents = schedule.euler_step(
-                            latents, output, sigmas[step], sigmas[step + 1]
-                        )
-                if leader.return_trajectory_latents:
-                    trajectory.append(latents.cpu())
-                bar.update()
-        scatter(batches, latents, trajectory, sigmas)
-        for batch in batches:
-            del batch.extra[CONDITIONING]
+    def schedule(self, leader: Req, server_args: ServerArgs) -> Tensor:
+        """[N + 1] float32 noise levels from 1 to 0."""
+        height, width = _latent_size(leader)
+        tokens = height * width // PATCH**2
+        return schedule.make_sigmas(self.config, leader.num_inference_steps, tokens)
 
-    def _draw_latents(self, batches: list[Req]) -> Tensor:
-        """Noise of every picture: [B, C, h, w] float32 on the CPU."""
-        channels = self.modules["transformer"].config.in_channels
-        return torch.cat(
-            [
-                schedule.draw_noise(seed, channels, *_latent_size(batch))
-                for batch in batches
-                for seed in output_seeds(batch)
-            ]
-        )
-
-    def _prepare(
-        self,
-        transformer: ZImageTransformer,
-        batches: list[Req],
-        server_args: ServerArgs,
-    ) -> tuple[Caption, Canvas]:
-        """All branches that this rank runs, and the image side."""
+    def prepare(
+        self, group: list[Req], times: Tensor, server_args: ServerArgs
+    ) -> tuple[Tensor, MingOmniLoop]:
+        """Noise of every picture, [B, C, h, w] float32; captions and canvas."""
+        leader = group[0]
         conditions = [
-            batch.extra[CONDITIONING]
-            for batch in batches
-            for _ in range(batch.num_outputs_per_prompt)
+            condition
+            for batch in group
+            for condition in [batch.extra.pop(CONDITIONING)]
+            * batch.num_outputs_per_prompt
         ]
         branches = [[c.caption for c in conditions]]
-        if schedule.uses_guidance(batches[0].guidance_scale):
+        if schedule.uses_guidance(leader.guidance_scale):
             branches.append([c.negative for c in conditions])
             if server_args.enable_cfg_parallel:
                 branches = [branches[get_classifier_free_guidance_rank()]]
         rows = torch.stack([row for branch in branches for row in branch])
-        caption = transformer.refine_caption(rows)
+        caption = self.transformer.refine_caption(rows)
         reference = None
         if conditions[0].reference is not None:
             reference = torch.cat([c.reference for c in conditions])
-        canvas = transformer.prepare_canvas(
-            *_latent_size(batches[0]), caption.rows.shape[1], reference
+        canvas = self.transformer.prepare_canvas(
+            *_latent_size(leader), caption.rows.shape[1], reference
         )
-        return caption, canvas
+        channels = self.transformer.config.in_channels
+        latents = [
+            schedule.draw_noise(seed, channels, *_latent_size(batch))
+            for batch in group
+            for seed in output_seeds(batch)
+        ]
+        sigmas = times.to(get_local_torch_device())
+        return torch.cat(latents), MingOmniLoop(sigmas, caption, canvas)
+
+    def step(
+        self,
+        index: int,
+        latents: Tensor,
+        state: MingOmniLoop,
+        batch: Req,
+        args: ServerArgs,
+    ) -> Tensor:
+        """One Euler step; all branches of a rank are rows of one call."""
+        sigma, after = state.sigmas[index], state.sigmas[index + 1]
+        output = self.run_transformer(
+            self.transformer,
+            latents=latents,
+            time=schedule.model_time(sigma, self.config),
+            caption=state.caption,
+            canvas=state.canvas,
+        )
+        output = _guided(output, batch, args)
+        return schedule.euler_step(latents, output, sigma, after)
 
 
 class MingOmniDecodingStage(FamilyStage):
