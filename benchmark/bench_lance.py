@@ -50,6 +50,8 @@ from lance_cases import (
     Parts,
     Setting,
     condition,
+    denoise,
+    run_step,
     see,
     source_file,
     write_sources,
@@ -60,6 +62,7 @@ from transformers import AutoTokenizer
 from sglang_ext_gen.checkpoint.layout import read_json
 from sglang_ext_gen.cli import running
 from sglang_ext_gen.models.lance import generation, sources, tiny, vae
+from sglang_ext_gen.models.lance.generation import LanceLoop
 from sglang_ext_gen.models.lance.packing import (
     pack_answer,
     tokenize_prompt,
@@ -218,9 +221,7 @@ def _measure_step(setting: Setting, case: Case) -> StepRow:
     theirs = _reference(setting, case.variant)
     noise = generation.initial_latents(conditioning, SEED).to(device)
     times = make_times(setting.steps, 3.5)
-    got = generation.denoise(
-        ours, [conditioning], noise, times, _guidance(), lambda _: None
-    )
+    got = denoise(ours, conditioning, noise, times, _guidance())
     want = reference.denoise(theirs, conditioning, noise[0], times, _guidance())
     error = float((got[0] - want).abs().max())
     if not error < MAX_ERROR:
@@ -231,17 +232,15 @@ def _measure_step(setting: Setting, case: Case) -> StepRow:
     at = time.to(device) * is_free
 
     def prefix() -> Any:
-        return generation.make_branches(ours, [conditioning], device)
+        return generation.start(ours, [conditioning], times, _guidance(), device)
 
     def reference_prefix() -> Any:
         return reference.fill_caches(theirs, conditioning)
 
-    branches, caches = prefix(), reference_prefix()
+    loop, caches = prefix(), reference_prefix()
 
-    def step(branches: Any = branches) -> Tensor:
-        velocities = [ours.velocity(noise, at, *branch) for branch in branches]
-        guided = blend_guidance(velocities[0], velocities[1], _guidance())
-        return euler_step(noise, guided, time, end)
+    def step(loop: LanceLoop = loop) -> Tensor:
+        return run_step(ours, loop, 0, noise)
 
     def reference_step() -> Tensor:
         velocities = [
@@ -264,7 +263,7 @@ def _measure_step(setting: Setting, case: Case) -> StepRow:
     return StepRow(
         task=case.task,
         tokens=noise.shape[1],
-        prefix_tokens=branches[0][1].length,
+        prefix_tokens=loop.conditional[0].length,
         error=error,
         **medians,
     )
@@ -326,13 +325,12 @@ def _task_memory(setting: Setting, cases: Sequence[Case]) -> MemoryRow:
         if TASKS[case.task].is_edit:
             parts.vision(case.variant)
     conditioning = condition(setting, parts, cases[-1])
-    latents = generation.denoise(
+    latents = denoise(
         parts.transformer(cases[-1].variant),
-        [conditioning],
+        conditioning,
         generation.initial_latents(conditioning, SEED),
         make_times(1, 3.5),
         _guidance(),
-        lambda _: None,
     )
     vae.decode(parts.vae(), latents[0].view(*conditioning.target_grid, -1))
     what = cases[0].task if len(cases) == 1 else "all tasks"

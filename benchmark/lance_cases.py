@@ -10,24 +10,26 @@ import av
 import numpy as np
 import torch
 from PIL import Image
+from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from sglang_ext_gen.checkpoint.build import load_component
 from sglang_ext_gen.checkpoint.component import StoredComponent
-from sglang_ext_gen.models.lance import sources, vae, visual_input
+from sglang_ext_gen.models.lance import generation, sources, vae, visual_input
 from sglang_ext_gen.models.lance.checkpoint import (
     VAE,
     VAE_DECODER,
     LanceFiles,
     find_files,
 )
-from sglang_ext_gen.models.lance.generation import LanceConditioning
+from sglang_ext_gen.models.lance.generation import LanceConditioning, LanceLoop
 from sglang_ext_gen.models.lance.mot import LanceTransformer
 from sglang_ext_gen.models.lance.options import takes_sources
 from sglang_ext_gen.models.lance.packing import Grid, pack_generation, tokenize_prompt
 from sglang_ext_gen.models.lance.pipeline_config import LancePipelineConfig
 from sglang_ext_gen.models.lance.request import make_plan
+from sglang_ext_gen.models.lance.schedule import Guidance
 from sglang_ext_gen.models.lance.tasks import TASKS, Variant
 from sglang_ext_gen.models.lance.vision import LanceVisionTransformer
 
@@ -187,3 +189,28 @@ def see(
     merge = vision.config.spatial_merge_size
     features = vision(patches.to(device), grid)
     return features, (grid[0], grid[1] // merge, grid[2] // merge)
+
+
+@torch.no_grad()
+def run_step(
+    transformer: LanceTransformer, loop: LanceLoop, index: int, latents: Tensor
+) -> Tensor:
+    """[B, I, C] latents -> the same after a step, outside of any request."""
+    with set_forward_context(index, attn_metadata=None, forward_batch=None):
+        velocities = transformer(latents, **loop.inputs(index))
+    return loop.advance(index, latents, velocities)
+
+
+def denoise(
+    transformer: LanceTransformer,
+    conditioning: LanceConditioning,
+    latents: Tensor,
+    times: Tensor,
+    guidance: Guidance,
+) -> Tensor:
+    """[1, I, C] noise -> [1, I, C] latents, all steps."""
+    device = latents.device
+    loop = generation.start(transformer, [conditioning], times, guidance, device)
+    for index in range(len(loop.guided)):
+        latents = run_step(transformer, loop, index, latents)
+    return latents

@@ -132,6 +132,19 @@ class BatchedDenoisingStage(DenoisingStage):
         name = "transformer" if transformer is self.transformer else "transformer_2"
         self._manage_dit_use_site(transformer, name, batch)
 
+    def choose(self, transformer: nn.Module) -> None:
+        """Run the next request on another transformer than the last one."""
+        if transformer is self.transformer:
+            return
+        if self._cache_dit_enabled:
+            self._unmount_cache_dit()
+        self.transformer = transformer
+
+    def refresh_caches(self, steps_left: int, batch: Req) -> None:
+        """Forget what the caches over the steps hold, in the middle of a loop."""
+        if self._cache_dit_enabled:
+            self._maybe_enable_cache_dit(steps_left, batch)
+
     # What follows is stock's loop, filled in.
 
     def _manage_dit_use_site(

@@ -5,6 +5,7 @@ The thinker is a real server of SGLang's language model runtime, started by the 
 from ``thinker_args``; both read the integrated golden checkpoint.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -52,7 +53,9 @@ def generator(golden: Golden, folder: Path) -> Iterator[Any]:
     ) as running:
         yield running
         thinkers = thinker_processes()
-        assert len(thinkers) == 1
+        # A process that the thinker forks looks like it, but leads no session.
+        leaders = [p for p in thinkers if os.getsid(p.pid) == p.pid]
+        assert len(leaders) == 1, [p.as_dict(["pid", "ppid"]) for p in thinkers]
     _, alive = psutil.wait_procs(thinkers, timeout=SOON_SECONDS)
     assert alive == [], "the thinker outlived its generator"
 

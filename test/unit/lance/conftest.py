@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,16 +13,19 @@ from PIL import Image
 from torch import Tensor
 
 from conftest import Golden
+from lance_loop import generation
 from sglang_ext_gen.checkpoint.build import load_component
 from sglang_ext_gen.checkpoint.component import StoredComponent
 from sglang_ext_gen.models.lance import packing, visual_input
 from sglang_ext_gen.models.lance.checkpoint import LanceFiles, find_files
-from sglang_ext_gen.models.lance.generation import LanceConditioning
-from sglang_ext_gen.models.lance.mot import LanceTransformer
 from sglang_ext_gen.models.lance.packing import PackedRequest, PromptTokens
 from sglang_ext_gen.models.lance.schedule import Guidance, make_times
 from sglang_ext_gen.models.lance.tasks import TASKS, Task
 from sglang_ext_gen.models.lance.vision import LanceVisionTransformer
+
+if TYPE_CHECKING:
+    from sglang_ext_gen.models.lance.generation import LanceConditioning
+    from sglang_ext_gen.models.lance.mot import LanceTransformer
 
 CPU = torch.device("cpu")
 GENERATION_CASES = (
@@ -116,7 +119,7 @@ class Lance:
     def case(self, name: str) -> Case:
         return Case(self.golden, name)
 
-    def transformer(self, case: Case) -> LanceTransformer:
+    def transformer(self, case: Case) -> "LanceTransformer":
         return _transformer(self, case.task.variant)
 
     def vision(self, case: Case) -> LanceVisionTransformer:
@@ -161,10 +164,10 @@ class Lance:
         after = (*tokens.text, *tokens.suffix)
         return [*packing.pack_answer(tokens.prefix, grid, after, tokens.special)]
 
-    def conditioning(self, case: Case) -> LanceConditioning:
+    def conditioning(self, case: Case) -> "LanceConditioning":
         """With the golden source latents, so that the VAE is tested apart."""
         is_edit, has_source = case.task.is_edit, case.task.source is not None
-        return LanceConditioning(
+        return generation.LanceConditioning(
             packed=self.pack(case),
             vision_features=self.vision_features(case)[0] if is_edit else None,
             source_latents=case.tensor("vae_cond_latent") if has_source else None,
@@ -173,7 +176,7 @@ class Lance:
 
 
 @cache
-def _transformer(lance: Lance, variant: Any) -> LanceTransformer:
+def _transformer(lance: Lance, variant: Any) -> "LanceTransformer":
     return lance.load(lance.files.transformer(variant))
 
 

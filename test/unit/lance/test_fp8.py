@@ -9,21 +9,18 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lance_loop import CPU, denoise, generation, velocities
 from lazy import LazyModule
-from sglang_ext_gen.models.lance import generation
 from sglang_ext_gen.models.lance.checkpoint import VAE
 from sglang_ext_gen.models.lance.fp8_quality import fp8_quality
-from sglang_ext_gen.models.lance.mot import LanceTransformer
 
 vae = LazyModule("sglang_ext_gen.models.lance.vae")
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
-def transformer(lance) -> LanceTransformer:
+def transformer(lance) -> nn.Module:
     return lance.load(lance.files.transformer("Lance_3B"), weight_format="fp8")
 
 
@@ -74,17 +71,10 @@ def test_loss_of_velocities_and_pictures(name, setting, lance):
     case = lance.case(name)
     conditioning = lance.conditioning(case)
     noise = generation.initial_latents(conditioning, case.json["sampling"]["seed"])
-    [branch, _] = generation.make_branches(transformer, [conditioning], CPU)
-    with torch.no_grad():
-        velocity = transformer.velocity(noise, torch.ones(noise.shape[1]), *branch)[0]
-    latents = generation.denoise(
-        transformer,
-        [conditioning],
-        noise,
-        case.times(),
-        case.guidance(),
-        lambda _: None,
-    )
+    settings = (case.times(), case.guidance())
+    loop = generation.start(transformer, [conditioning], *settings, CPU)
+    velocity = velocities(transformer, noise, loop, 0)[0]
+    *_, latents = denoise(transformer, [conditioning], noise, *settings)
     wan = lance.load(VAE.at(lance.path))
     last = case.tensor(f"step{max(case.json['latents_stored'])}.latents")
     grid = (*case.json["latent_grid_thw"], -1)

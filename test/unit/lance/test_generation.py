@@ -7,16 +7,12 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from sglang_ext_gen.models.lance import generation
-from sglang_ext_gen.models.lance.mot import (
-    Prefix,
-    latent_position_embedding,
-    rope_cos_sin,
-)
+from lance_loop import CPU, denoise, generation, velocities
+from lazy import LazyModule
 from sglang_ext_gen.models.lance.packing import pack_generation
 
+mot = LazyModule("sglang_ext_gen.models.lance.mot")
 CASES = ("t2i", "t2i_channel_renorm", "image_edit", "t2v", "i2v", "video_edit")
-CPU = torch.device("cpu")
 # float32 on the CPU; an independent implementation reached 2e-6 on velocities.
 ATOL = 1e-5
 
@@ -29,20 +25,18 @@ def close(got: Tensor, want: Tensor) -> None:
 def test_velocities_of_both_branches(name, lance):
     case = lance.case(name)
     transformer, conditioning = lance.transformer(case), lance.conditioning(case)
-    branches = generation.make_branches(transformer, [conditioning], CPU)
     latents = generation.initial_latents(conditioning, case.json["sampling"]["seed"])
-    times = case.times()
+    loop = generation.start(
+        transformer, [conditioning], case.times(), case.guidance(), CPU
+    )
     compared = 0
-    for step in range(len(times) - 1):
-        for branch, tensor in zip(branches, ("v_cond", "v_uncond"), strict=True):
+    for step in range(len(loop.guided)):
+        got = velocities(transformer, latents, loop, step)
+        for row, tensor in zip(got, ("v_cond", "v_uncond"), strict=False):
             name_of = f"step{step}.{tensor}"
-            if not case.has_tensor(name_of):
-                continue
-            is_free = torch.arange(latents.shape[1]) >= conditioning.num_pinned
-            with torch.no_grad():
-                got = transformer.velocity(latents, times[step] * is_free, *branch)
-            close(got[0], case.tensor(name_of))
-            compared += 1
+            if case.has_tensor(name_of):
+                close(row, case.tensor(name_of))
+                compared += 1
         if not case.has_tensor(f"step{step}.latents"):
             break  # without it the next step has no exact input
         latents = case.tensor(f"step{step}.latents")[None]
@@ -54,14 +48,8 @@ def test_latents_after_each_step(name, lance):
     case = lance.case(name)
     conditioning = lance.conditioning(case)
     noise = generation.initial_latents(conditioning, case.json["sampling"]["seed"])
-    steps: list[Tensor] = []
-    generation.denoise(
-        lance.transformer(case),
-        [conditioning],
-        noise,
-        case.times(),
-        case.guidance(),
-        steps.append,
+    steps = denoise(
+        lance.transformer(case), [conditioning], noise, case.times(), case.guidance()
     )
     for step in case.json["latents_stored"]:
         close(steps[step][0], case.tensor(f"step{step}.latents"))
@@ -78,13 +66,12 @@ def test_renumbered_branch_equals_the_official_full_sequence(name, lance):
         source_latents=released.source_latents,
     )
     noise = generation.initial_latents(conditioning, case.json["sampling"]["seed"])
-    latents = generation.denoise(
+    *_, latents = denoise(
         lance.transformer(case),
         [conditioning],
         noise,
         case.times(),
         case.guidance(),
-        lambda _: None,
     )
     close(latents[0], case.tensor("fullseq.final_latents"))
 
@@ -100,14 +87,14 @@ def test_batch_of_prompts_of_different_length_equals_the_singles(lance):
     noise = torch.cat([generation.initial_latents(conditionings[0], s) for s in (5, 6)])
 
     def run(rows: slice) -> Tensor:
-        return generation.denoise(
+        *_, latents = denoise(
             lance.transformer(case),
             conditionings[rows],
             noise[rows],
             case.times(),
             case.guidance(),
-            lambda _: None,
         )
+        return latents
 
     together = run(slice(None))
     close(together[:1], run(slice(0, 1)))
@@ -129,21 +116,21 @@ def test_initial_noise_is_the_tail_of_the_official_draw(name, lance):
 def test_shared_prefix_is_computed_once_for_both_branches(lance, monkeypatch):
     case = lance.case("image_edit")
     transformer, seen = lance.transformer(case), []
-    forward = transformer.forward
+    extend = transformer.extend
 
     def counting(hidden_states, *args, **kwargs):
         seen.append(hidden_states.shape[1])
-        return forward(hidden_states, *args, **kwargs)
+        return extend(hidden_states, *args, **kwargs)
 
-    monkeypatch.setattr(transformer, "forward", counting)
-    generation.make_branches(transformer, [lance.conditioning(case)], CPU)
+    monkeypatch.setattr(transformer, "extend", counting)
+    generation.prefill(transformer, lance.conditioning(case))
     assert seen == [101, 56, 268, 27, 5, 5]
 
 
 def test_position_table(lance):
     rows = lance.golden.tensor("component.latent_pos_rows")
     want = lance.golden.tensor("component.latent_pos_embed")
-    close(latent_position_embedding(rows, want.shape[1]), want)
+    close(mot.latent_position_embedding(rows, want.shape[1]), want)
 
 
 def test_time_embedding(lance):
@@ -167,15 +154,15 @@ def test_greedy_answer(name, lance):
         head = file.get_tensor("language_model.lm_head.weight")
     norm = transformer.get_submodule("norm")
     segments = lance.pack_question(case, grid)
-    prefix, hidden, answer = Prefix(), torch.empty(0), []
+    prefix, hidden, answer = mot.Prefix(), torch.empty(0), []
     with torch.no_grad():
         for segment in segments:
             embedded = transformer.embed_tokens(segment.token_ids)[None]
             if segment.grid is not None:
                 markers = segment.token_ids[[0, -1]]
                 embedded = transformer.wrap_block(features[None], markers)
-            rope = rope_cos_sin(segment.position_ids[None], transformer.config)
-            hidden, prefix = transformer(
+            rope = mot.rope_cos_sin(segment.position_ids[None], transformer.config)
+            hidden, prefix = transformer.extend(
                 embedded, rope, prefix, is_causal=segment.is_causal
             )
         position = int(segments[-1].position_ids[0, -1])
@@ -187,6 +174,6 @@ def test_greedy_answer(name, lance):
             answer.append(int(logits[: case.json["vocab_limit"]].argmax()))
             embedded = transformer.embed_tokens(torch.tensor(answer[-1:]))[None]
             ids = torch.full((1, 3, 1), position + 1 + index)
-            rope = rope_cos_sin(ids, transformer.config)
-            hidden, prefix = transformer(embedded, rope, prefix, is_causal=True)
+            rope = mot.rope_cos_sin(ids, transformer.config)
+            hidden, prefix = transformer.extend(embedded, rope, prefix, is_causal=True)
     assert answer == case.tensor("output_ids").tolist()

@@ -10,11 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from checkpoint_damage import RunsACommand
+from lance_loop import generation
 from lazy import LazyModule
 from sglang_ext_gen.__main__ import main
 from sglang_ext_gen.checkpoint.pickles import read_pickle
 from sglang_ext_gen.errors import CheckpointError
-from sglang_ext_gen.models.lance import generation, visual_input
+from sglang_ext_gen.models.lance import visual_input
 from sglang_ext_gen.models.lance.checkpoint import VAE, check_checkpoint
 
 build = LazyModule("sglang_ext_gen.models.lance.build")

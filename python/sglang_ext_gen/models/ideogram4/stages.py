@@ -13,6 +13,7 @@ denoised as one batch wherever size and plan agree.
 # stage as plain objects: their types say less than is true.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalCall=false
+# pyright: reportReturnType=false
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace

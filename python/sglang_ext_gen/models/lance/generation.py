@@ -5,9 +5,9 @@ Source: the official KV-cache path. Pure PyTorch: the stages of the diffusion ru
 and the tests drive the same functions.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from sglang_ext_gen.models.lance.mot import (
     LanceTransformer,
     NoiseBlock,
     Prefix,
-    batch_prefixes,
+    join_prefixes,
     latent_position_embedding,
     rope_cos_sin,
 )
@@ -111,78 +111,93 @@ def prefill(
     )
 
 
-@torch.no_grad()
-def denoise(
-    transformer: LanceTransformer,
-    conditionings: Sequence[LanceConditioning],
-    latents: Tensor,
-    times: Tensor,
-    guidance: Guidance,
-    on_step: Callable[[Tensor], None],
-) -> Tensor:
-    """Integrate from noise to clean latents.
+@dataclass(frozen=True)
+class LanceLoop:
+    """What the steps of B requests share.
 
     Args:
-        transformer: Velocity of the noise block.
-        conditionings: Of B requests with equal target grids and pinned tokens.
-        latents: [B, I, C] float32 on the target device.
-        times: [N + 1] float32, falling.
+        times: [N + 1] float32, falling, on the device.
         guidance: The same for all requests.
-        on_step: Called with the latents after each step.
-
-    Returns:
-        [B, I, C] float32.
+        guided: In which steps it acts.
+        block: The noise block of 2 B rows: all conditional ones, then the others.
+        conditional: Prefixes of the first B rows.
+        unconditional: Prefixes of the others.
     """
-    (block, prefix), (free_block, free_prefix) = make_branches(
-        transformer, conditionings, latents.device
-    )
-    tokens = torch.arange(latents.shape[1], device=latents.device)
-    is_free = tokens >= conditionings[0].num_pinned
-    for time, end in itertools.pairwise(times):
-        token_times = time.to(latents.device) * is_free  # pinned tokens are clean
-        velocity = transformer.velocity(latents, token_times, block, prefix)
-        if guidance.is_active(float(time)):
-            unconditional = transformer.velocity(
-                latents, token_times, free_block, free_prefix
-            )
-            velocity = blend_guidance(velocity, unconditional, guidance)
+
+    times: Tensor
+    guidance: Guidance
+    guided: tuple[bool, ...]
+    block: NoiseBlock
+    conditional: tuple[Prefix, ...]
+    unconditional: tuple[Prefix, ...]
+
+    def inputs(self, index: int) -> dict[str, Any]:
+        """What the transformer gets in a step, beside the latents."""
+        time = self.times[index]
+        if self.guided[index]:
+            prefixes = (*self.conditional, *self.unconditional)
+            return {"time": time, "block": self.block, "prefixes": prefixes}
+        rows = sum(prefix.rows for prefix in self.conditional)
+        cos, sin = self.block.rope
+        block = replace(self.block, rope=(cos[:rows], sin[:rows]))
+        return {"time": time, "block": block, "prefixes": self.conditional}
+
+    def advance(self, index: int, latents: Tensor, velocities: Tensor) -> Tensor:
+        """One Euler step; given tokens stay.
+
+        Args:
+            index: Of the step.
+            latents: [B, I, C] float32.
+            velocities: [B or 2 B, I, C] float32 of the transformer.
+        """
+        velocity = velocities
+        if self.guided[index]:
+            conditional, unconditional = velocities.chunk(2)
+            velocity = blend_guidance(conditional, unconditional, self.guidance)
+        time, end = self.times[index], self.times[index + 1]
         stepped = euler_step(latents, velocity, time, end)
-        latents = torch.where(is_free[:, None], stepped, latents)
-        on_step(latents)
-    return latents
+        return torch.where(self.block.is_clean[:, None], latents, stepped)
 
 
 @torch.no_grad()
-def make_branches(
+def start(
     transformer: LanceTransformer,
     conditionings: Sequence[LanceConditioning],
+    times: Tensor,
+    guidance: Guidance,
     device: torch.device,
-) -> list[tuple[NoiseBlock, Prefix]]:
-    """Noise block and prefix of the conditional, then of the unconditional branch.
+) -> LanceLoop:
+    """Compute the prefixes of all requests and branches.
 
-    Prefixes of several requests are padded to the longest.
+    Args:
+        transformer: Of the task.
+        conditionings: Of B requests with equal target grids and pinned tokens.
+        times: [N + 1] float32, falling, on the CPU.
+        guidance: The same for all requests.
+        device: Where the steps run.
     """
-    prefixes = zip(*(prefill(transformer, c) for c in conditionings), strict=True)
-    blocks = (
-        [c.packed.noise for c in conditionings],
-        [c.packed.unconditional_noise for c in conditionings],
-    )
-    return [
-        (_noise_block(transformer, segments, device), batch_prefixes(list(rows)))
-        for segments, rows in zip(blocks, prefixes, strict=True)
+    rows = [prefill(transformer, conditioning) for conditioning in conditionings]
+    conditional, unconditional = zip(*rows, strict=True)
+    segments = [
+        *(c.packed.noise for c in conditionings),
+        *(c.packed.unconditional_noise for c in conditionings),
     ]
-
-
-def _noise_block(
-    transformer: LanceTransformer, segments: Sequence[Segment], device: torch.device
-) -> NoiseBlock:
-    position_ids = torch.stack([segment.position_ids for segment in segments]).to(
-        device
-    )
-    return NoiseBlock(
+    position_ids = torch.stack([segment.position_ids for segment in segments])
+    frames, height, width = conditionings[0].target_grid
+    tokens = torch.arange(frames * height * width, device=device)
+    block = NoiseBlock(
         markers=segments[0].token_ids[[0, -1]].to(device),
         positions=_position_embedding(transformer, segments[0], device),
-        rope=rope_cos_sin(position_ids, transformer.config),
+        is_clean=tokens < conditionings[0].num_pinned,
+        rope=rope_cos_sin(position_ids.to(device), transformer.config),
+    )
+    return LanceLoop(
+        times=times.to(device),
+        guidance=guidance,
+        guided=tuple(guidance.is_active(time) for time in times[:-1].tolist()),
+        block=block,
+        conditional=join_prefixes(conditional),
+        unconditional=join_prefixes(unconditional),
     )
 
 
@@ -203,7 +218,7 @@ def _extend(
     device = transformer.embed_tokens.weight.device
     for segment in segments:
         rope = rope_cos_sin(segment.position_ids[None].to(device), transformer.config)
-        _, prefix = transformer(
+        _, prefix = transformer.extend(
             _embed(transformer, segment, conditioning, device),
             rope,
             prefix,
@@ -229,7 +244,7 @@ def _embed(
     else:
         assert conditioning.source_latents is not None, "edits have source latents"
         latents = conditioning.source_latents.flatten(0, 2)[None].to(device)
-        clean = torch.zeros(latents.shape[1], device=device)
+        clean = transformer.time_embedder(torch.zeros(1, device=device))
         positions = _position_embedding(transformer, segment, device)
         body = transformer.embed_latents(latents, clean, positions)
     return transformer.wrap_block(body, token_ids[[0, -1]])

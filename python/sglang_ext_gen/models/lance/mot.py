@@ -7,18 +7,25 @@ weights: plain ones for text, vision features and markers, ``*_moe_gen`` ones fo
 tokens strictly between the markers of a latent block.
 
 Deliberate differences, none of which changes a value in float32: rotary embedding is
-always applied in float32; noise blocks of several requests run as one batch against
-their padded prefixes; the latent position table is computed for the rows in use (both
-released tables are dropped by the official loader too).
+always applied in float32; noise blocks of both guidance branches and of several
+requests are rows of one call, each against its own prefix; the latent position table
+is computed for the rows in use (both released tables are dropped by the official
+loader too).
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from sglang.multimodal_gen.runtime.managers.memory_managers.layerwise_offload import (
+    LayerwiseOffloadableModuleMixin,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sglang_ext_gen.diffusion.step_cache import StepCachedTransformer
 from sglang_ext_gen.layers.fp8_linear import FP8Linear
 from sglang_ext_gen.layers.rotary import apply_rotary, inverse_frequencies
 from sglang_ext_gen.models.lance.config import (
@@ -35,43 +42,97 @@ Rope = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of all that comes before, layer by layer.
+    """Keys and values of all that comes before, layer by layer, for rows of one length.
 
     Args:
-        keys: One [B, K, S, d] tensor a layer, rotated.
-        values: One [B, K, S, d] tensor a layer.
-        mask: [B, S] bool, false at padding; None when there is none.
+        keys: One [R, K, P, d] tensor a layer, rotated.
+        values: One [R, K, P, d] tensor a layer.
     """
 
     keys: tuple[Tensor, ...] = ()
     values: tuple[Tensor, ...] = ()
-    mask: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.keys[0].shape[0]
 
     @property
     def length(self) -> int:
+        """P."""
         return self.keys[0].shape[2] if self.keys else 0
 
 
-def batch_prefixes(prefixes: list[Prefix]) -> Prefix:
-    """Prefixes of single requests as one batch, padded at their ends."""
-    if len(prefixes) == 1:
-        return prefixes[0]
-    lengths = [prefix.length for prefix in prefixes]
-    longest = max(lengths)
+def join_prefixes(prefixes: Sequence[Prefix]) -> tuple[Prefix, ...]:
+    """The same rows in as few prefixes as their lengths allow, in order."""
+    joined = []
+    for _, group in itertools.groupby(prefixes, key=lambda prefix: prefix.length):
+        keys, values = zip(*((p.keys, p.values) for p in group), strict=True)
+        joined.append(
+            Prefix(
+                keys=tuple(torch.cat(layer) for layer in zip(*keys, strict=True)),
+                values=tuple(torch.cat(layer) for layer in zip(*values, strict=True)),
+            )
+        )
+    return tuple(joined)
 
-    def stack(rows: list[Tensor]) -> Tensor:
-        return torch.cat([F.pad(r, (0, 0, 0, longest - r.shape[2])) for r in rows])
 
-    layers = range(len(prefixes[0].keys))
-    mask = None
-    if min(lengths) < longest:
-        ends = torch.tensor(lengths, device=prefixes[0].keys[0].device)
-        mask = torch.arange(longest, device=ends.device) < ends[:, None]
-    return Prefix(
-        keys=tuple(stack([prefix.keys[i] for prefix in prefixes]) for i in layers),
-        values=tuple(stack([prefix.values[i] for prefix in prefixes]) for i in layers),
-        mask=mask,
-    )
+class PrefixWriter:
+    """What a segment that becomes part of the prefix attends to: that and itself.
+
+    Args:
+        prefix: All before the segment.
+        is_causal: Whether a token sees only what precedes it.
+    """
+
+    def __init__(self, prefix: Prefix, is_causal: bool) -> None:
+        self._before, self._is_causal = prefix, is_causal
+        self._layers: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def prefix(self) -> Prefix:
+        """The prefix with the segment, behind all layers."""
+        keys, values = zip(*self._layers, strict=True)
+        return Prefix(keys, values)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: [R, H, S, d], k and v: [R, K, S, d] -> [R, H, S, d]."""
+        if self._before.keys:
+            k = torch.cat([self._before.keys[layer], k], dim=2)
+            v = torch.cat([self._before.values[layer], v], dim=2)
+        self._layers.append((k, v))
+        mask = None
+        if self._is_causal:
+            length, end = q.shape[2], k.shape[2]
+            places = torch.arange(end, device=q.device)
+            mask = places <= places[end - length :, None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+@dataclass(frozen=True)
+class PrefixReader:
+    """What noise blocks attend to: each row its own prefix, and itself.
+
+    Args:
+        prefixes: Of all rows, in order.
+    """
+
+    prefixes: tuple[Prefix, ...]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: [R, H, S, d], k and v: [R, K, S, d] -> [R, H, S, d]."""
+        outputs, end = [], 0
+        for prefix in self.prefixes:
+            start, end = end, end + prefix.rows
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    q[start:end],
+                    torch.cat([prefix.keys[layer], k[start:end]], dim=2),
+                    torch.cat([prefix.values[layer], v[start:end]], dim=2),
+                    enable_gqa=True,
+                )
+            )
+        return torch.cat(outputs)
 
 
 def rope_cos_sin(position_ids: Tensor, config: LanceTransformerConfig) -> Rope:
@@ -148,18 +209,6 @@ class LanceAttention(nn.Module):
         q = self.get_submodule(f"q_norm{suffix}")(q)
         return q, self.get_submodule(f"k_norm{suffix}")(k), v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """q: [B, S, H, d]; k, v: [B, K, P + S, d] -> [B, S, H * d]."""
-        # Grouped heads reach a fused kernel only without a mask.
-        is_grouped = mask is None
-        if not is_grouped:
-            repeats = self.num_heads // self.num_key_value_heads
-            k, v = (part.repeat_interleave(repeats, dim=1) for part in (k, v))
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=mask, enable_gqa=is_grouped
-        )
-        return out.transpose(1, 2).flatten(2)
-
 
 class LanceMLP(nn.Module):
     """Gated feed-forward layer."""
@@ -179,10 +228,19 @@ class LanceMLP(nn.Module):
 
 
 class LanceTransformerBlock(nn.Module):
-    """One layer; ``split_experts`` decides which tokens meet which weights."""
+    """One layer; ``split_experts`` decides which tokens meet which weights.
 
-    def __init__(self, config: LanceTransformerConfig, is_fp8: bool) -> None:
+    Args:
+        index: Which layer.
+        config: Architecture.
+        is_fp8: Whether the linears hold FP8 weights.
+    """
+
+    def __init__(
+        self, index: int, config: LanceTransformerConfig, is_fp8: bool
+    ) -> None:
         super().__init__()
+        self.index = index
         self.self_attn = LanceAttention(config, is_fp8)
         for suffix in ("", "_moe_gen"):
             self.add_module(f"mlp{suffix}", LanceMLP(config, is_fp8))
@@ -196,21 +254,19 @@ class LanceTransformerBlock(nn.Module):
         self,
         x: Tensor,
         rope: Rope,
-        past: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        memory: PrefixWriter | PrefixReader,
         has_latents: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor:
         """One layer over a segment.
 
         Args:
-            x: [B, S, D].
+            x: [R, S, D].
             rope: cos and sin of the segment.
-            past: Keys and values before it, each [B, K, P, d].
-            mask: [B or 1, 1, S or 1, P + S] bool, or None to see everything.
+            memory: What it attends to.
             has_latents: Whether all but the first and last token are latents.
 
         Returns:
-            [B, S, D], and keys and values up to and including the segment.
+            [R, S, D].
         """
         parts = [
             self.self_attn.project(self._norm("input_layernorm", part, suffix), suffix)
@@ -218,10 +274,8 @@ class LanceTransformerBlock(nn.Module):
         ]
         q, k, v = (join_experts(list(tensors)) for tensors in zip(*parts, strict=True))
         q, k = (apply_rotary(part.float(), *rope).to(v.dtype) for part in (q, k))
-        k, v = k.transpose(1, 2), v.transpose(1, 2)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        attended = self.self_attn.attend(q, k, v, mask)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        attended = memory.attend(self.index, q, k, v).transpose(1, 2).flatten(2)
         outputs = [
             self._finish(residual, part, suffix)
             for (residual, suffix), (part, _) in zip(
@@ -230,7 +284,7 @@ class LanceTransformerBlock(nn.Module):
                 strict=True,
             )
         ]
-        return join_experts(outputs), k, v
+        return join_experts(outputs)
 
     def _norm(self, name: str, x: Tensor, suffix: str) -> Tensor:
         return self.get_submodule(f"{name}{suffix}")(x)
@@ -277,7 +331,9 @@ class LanceTimeEmbedder(nn.Module):
         return self.mlp(embedding.to(next(self.parameters()).dtype))
 
 
-class LanceTransformer(nn.Module):
+class LanceTransformer(
+    StepCachedTransformer, LayerwiseOffloadableModuleMixin, nn.Module
+):
     """The decoder without its language head, which generation never uses.
 
     Args:
@@ -285,13 +341,18 @@ class LanceTransformer(nn.Module):
         is_fp8: Whether the linears of the layers hold FP8 weights.
     """
 
+    layer_names = ["layers"]  # noqa: RUF012  (SGLang reads it from the class)
+
     def __init__(self, config: LanceTransformerConfig, is_fp8: bool = False) -> None:
         super().__init__()
+        self._init_teacache_state()
         self.config = config
+        self.hidden_size = config.hidden_size
+        self.num_attention_heads = config.num_attention_heads
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            LanceTransformerBlock(config, is_fp8)
-            for _ in range(config.num_hidden_layers)
+            LanceTransformerBlock(index, config, is_fp8)
+            for index in range(config.num_hidden_layers)
         )
         for suffix in ("", "_moe_gen"):
             norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -305,20 +366,20 @@ class LanceTransformer(nn.Module):
         return self.embed_tokens.weight.dtype
 
     def embed_latents(
-        self, latents: Tensor, times: Tensor, positions: Tensor
+        self, latents: Tensor, time_rows: Tensor, positions: Tensor
     ) -> Tensor:
         """Latent tokens at their noise level.
 
         Args:
             latents: [B, I, C] float32.
-            times: [I] float32, 0 for tokens that are clean.
+            time_rows: [I or 1, D] of the time embedder; that of time 0 for a token
+                that is clean.
             positions: [I, D] float32, see ``latent_position_embedding``.
 
         Returns:
             [B, I, D].
         """
-        levels, level = times.unique(return_inverse=True)
-        embedding = self.time_embedder(levels)[level] + positions.to(self.dtype)
+        embedding = time_rows + positions.to(self.dtype)
         return self.vae2llm(latents.to(self.dtype)) + embedding
 
     def wrap_block(self, body: Tensor, markers: Tensor) -> Tensor:
@@ -326,7 +387,7 @@ class LanceTransformer(nn.Module):
         edges = self.embed_tokens(markers).expand(len(body), -1, -1)
         return torch.cat([edges[:, :1], body, edges[:, 1:]], dim=1)
 
-    def forward(
+    def extend(
         self,
         hidden_states: Tensor,
         rope: Rope,
@@ -335,69 +396,70 @@ class LanceTransformer(nn.Module):
         is_causal: bool = False,
         has_latents: bool = False,
     ) -> tuple[Tensor, Prefix]:
-        """Run one segment.
+        """Run one segment that later ones attend to.
 
         Args:
-            hidden_states: [B, S, D] embedded tokens.
-            rope: cos and sin of their positions, [B or 1, S, 1, d / 2].
+            hidden_states: [1, S, D] embedded tokens.
+            rope: cos and sin of their positions, [1, S, 1, d / 2].
             prefix: All that comes before.
             is_causal: Whether a token sees only what precedes it.
             has_latents: Whether the block holds latents between its markers.
 
         Returns:
-            [B, S, D] before the final norm, and the prefix with the segment.
+            [1, S, D] before the final norm, and the prefix with the segment.
         """
-        mask = _attention_mask(prefix, hidden_states, is_causal)
-        keys, values = [], []
-        for index, layer in enumerate(self.layers):
-            past = (prefix.keys[index], prefix.values[index]) if prefix.keys else None
-            hidden_states, k, v = layer(hidden_states, rope, past, mask, has_latents)
-            keys.append(k)
-            values.append(v)
-        return hidden_states, Prefix(tuple(keys), tuple(values))
+        memory = PrefixWriter(prefix, is_causal)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, rope, memory, has_latents)
+        return hidden_states, memory.prefix
 
-    def velocity(
-        self, latents: Tensor, times: Tensor, block: "NoiseBlock", prefix: Prefix
+    def forward(
+        self,
+        latents: Tensor,
+        time: Tensor,
+        block: "NoiseBlock",
+        prefixes: tuple[Prefix, ...],
     ) -> Tensor:
-        """Velocity of the noise block against a prefix, which stays as it is.
+        """Velocities of the noise block in every guidance branch.
 
         Args:
             latents: [B, I, C] float32.
-            times: [I] float32, see ``embed_latents``.
+            time: Scalar float32, 1 is pure noise.
             block: What the block's tokens are, constant over the steps.
-            prefix: Of B requests.
+            prefixes: Of k B rows, branch by branch; they stay as they are.
 
         Returns:
-            [B, I, C] float32.
+            [k B, I, C] float32.
         """
-        body = self.embed_latents(latents, times, block.positions)
-        hidden_states = self.wrap_block(body, block.markers)
-        hidden_states, _ = self(hidden_states, block.rope, prefix, has_latents=True)
-        normed = self.get_submodule("norm_moe_gen")(hidden_states[:, 1:-1])
+        times = self.time_embedder(torch.stack([time, torch.zeros_like(time)]))
+        time_rows = torch.where(block.is_clean[:, None], times[1], times[0])
+        body = self.embed_latents(latents, time_rows, block.positions)
+        branches = len(block.rope[0]) // len(latents)
+        x = self.wrap_block(body.repeat(branches, 1, 1), block.markers)
+        memory = PrefixReader(prefixes)
+
+        def blocks(x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x, block.rope, memory, True)
+            return x
+
+        x = self.run_blocks(x, times[:1], blocks)
+        normed = self.get_submodule("norm_moe_gen")(x[:, 1:-1])
         return self.llm2vae(normed).float()
 
 
 @dataclass(frozen=True)
 class NoiseBlock:
-    """The noise block of a branch but for its latents.
+    """The noise block of R rows but for its latents.
 
     Args:
         markers: [2] int64 ids of the markers.
         positions: [I, D] float32 latent position embedding.
-        rope: cos and sin, [B, I + 2, 1, d / 2].
+        is_clean: [I] bool, true for tokens of the result that are given.
+        rope: cos and sin, [R, I + 2, 1, d / 2].
     """
 
     markers: Tensor
     positions: Tensor
+    is_clean: Tensor
     rope: Rope
-
-
-def _attention_mask(prefix: Prefix, x: Tensor, is_causal: bool) -> Tensor | None:
-    length = x.shape[1]
-    if is_causal:
-        assert prefix.mask is None, "text is prefilled request by request"
-        seen = torch.ones(length, prefix.length + length, device=x.device)
-        return seen.tril(prefix.length).bool()[None, None]
-    if prefix.mask is None:
-        return None
-    return F.pad(prefix.mask, (0, length), value=True)[:, None, None]

@@ -121,7 +121,7 @@ class LancePipeline(FamilyPipeline):
         self.add_stage_factory(
             RoleType.DENOISER,
             lambda: LanceDenoisingStage(
-                self._modules(*TRANSFORMERS.values()), self.placement
+                self, self._modules(*TRANSFORMERS.values()), self.placement
             ),
             "denoising_stage",
         )

@@ -9,12 +9,20 @@ Requests that arrive as a group (several prompts, several outputs a prompt) are
 denoised as one batch wherever their plans agree.
 """
 
+# SGLang's Req forwards attributes to its sampling params, and components reach a
+# stage as plain objects: their types say less than is true.
+# pyright: reportArgumentType=false, reportIncompatibleMethodOverride=false
+
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
 from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
+from sglang.multimodal_gen.runtime.managers.memory_managers.component_manager import (
+    ComponentUse,
+)
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
     OutputBatch,
     Req,
@@ -22,16 +30,13 @@ from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import (
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from torch import Tensor, nn
 
-from sglang_ext_gen.diffusion.denoising import (
-    BatchedDenoisingStage,
-    output_seeds,
-    scatter,
-)
+from sglang_ext_gen.diffusion.denoising import BatchedDenoisingStage, output_seeds
 from sglang_ext_gen.diffusion.postprocess import from_levels, to_levels
 from sglang_ext_gen.diffusion.stage import FamilyStage, output_batch
 from sglang_ext_gen.models.lance import generation, sources, vae, visual_input
 from sglang_ext_gen.models.lance.checkpoint import TRANSFORMERS, VISION_TOWERS
-from sglang_ext_gen.models.lance.generation import LanceConditioning
+from sglang_ext_gen.models.lance.generation import LanceConditioning, LanceLoop
+from sglang_ext_gen.models.lance.mot import LanceTransformer
 from sglang_ext_gen.models.lance.options import LancePlacement
 from sglang_ext_gen.models.lance.packing import Grid, pack_generation, tokenize_prompt
 from sglang_ext_gen.models.lance.pipeline_config import LancePipelineConfig
@@ -129,44 +134,74 @@ class LanceConditioningStage(FamilyStage):
 
 
 class LanceDenoisingStage(BatchedDenoisingStage):
-    """Noise -> latents, against the key/value prefix of each branch."""
+    """Noise -> latents, against the key/value prefix of each branch.
+
+    Args:
+        pipeline: Whose modules they are.
+        transformers: By component name; each task has its own.
+        placement: Which task has which.
+    """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module | None], placement: LancePlacement
+        self,
+        pipeline: Any,
+        transformers: Mapping[str, LanceTransformer | None],
+        placement: LancePlacement,
     ) -> None:
-        super().__init__(modules)
+        self.transformers = {n: t for n, t in transformers.items() if t is not None}
         self.placement = placement
+        super().__init__(pipeline, [next(iter(self.transformers.values()))])
 
-    def denoise(self, batches: list[Req], server_args: ServerArgs) -> None:
-        """Set ``latents`` to [n, I, C] float32, n outputs of each request."""
-        leader = batches[0]
+    def component_uses(
+        self, server_args: ServerArgs, stage_name: str | None = None
+    ) -> list[ComponentUse]:
+        """Of both, for SGLang's placement of components."""
+        name = self._component_stage_name(stage_name)
+        return [
+            ComponentUse(name, component, phase=component, memory_intensive=True)
+            for component in self.transformers
+        ]
+
+    def schedule(self, leader: Req, server_args: ServerArgs) -> Tensor:
+        """[N + 1] float32 times, falling from 1 to 0; chooses the transformer."""
         plan = plan_of(leader)
-        device = get_local_torch_device()
-        conditionings = [c for batch in batches for c in batch.extra.pop(CONDITIONING)]
-        seeds = [seed for batch in batches for seed in output_seeds(batch)]
-        latents = torch.cat(
-            [
-                generation.initial_latents(conditioning, seed)
-                for conditioning, seed in zip(conditionings, seeds, strict=True)
-            ]
-        ).to(device)
-        times = make_times(plan.num_inference_steps, plan.timestep_shift)
-        trajectory: list[Tensor] = []
         name = TRANSFORMERS[_variant(self.placement, leader, plan.task)].name
-        with (
-            self.progress_bar(total=plan.num_inference_steps, batch=leader) as bar,
-            self.use(name) as transformer,
-        ):
+        self.choose(self.transformers[name])
+        return make_times(plan.num_inference_steps, plan.timestep_shift)
 
-            def on_step(now: Tensor) -> None:
-                if leader.return_trajectory_latents:
-                    trajectory.append(now.cpu())
-                bar.update()
+    def prepare(
+        self, group: list[Req], times: Tensor, server_args: ServerArgs
+    ) -> tuple[Tensor, LanceLoop]:
+        """Noise [B, I, C] float32, and the prefixes of all branches."""
+        conditionings = [c for batch in group for c in batch.extra.pop(CONDITIONING)]
+        seeds = [seed for batch in group for seed in output_seeds(batch)]
+        latents = [
+            generation.initial_latents(conditioning, seed)
+            for conditioning, seed in zip(conditionings, seeds, strict=True)
+        ]
+        guidance = _guidance(plan_of(group[0]))
+        device = get_local_torch_device()
+        loop = generation.start(
+            self.transformer, conditionings, times, guidance, device
+        )
+        return torch.cat(latents), loop
 
-            latents = generation.denoise(
-                transformer, conditionings, latents, times, _guidance(plan), on_step
-            )
-        scatter(batches, latents, trajectory, times)
+    def step(
+        self,
+        index: int,
+        latents: Tensor,
+        state: LanceLoop,
+        batch: Req,
+        args: ServerArgs,
+    ) -> Tensor:
+        """One Euler step; both guidance branches are rows of one call."""
+        if index and state.guided[index] != state.guided[index - 1]:
+            # There are fewer rows, or more: what a cache remembers does not fit.
+            self.refresh_caches(len(state.guided) - index, batch)
+        velocities = self.run_transformer(
+            self.transformer, latents=latents, **state.inputs(index)
+        )
+        return state.advance(index, latents, velocities)
 
 
 class LanceDecodingStage(FamilyStage):
