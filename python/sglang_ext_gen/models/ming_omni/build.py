@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from sglang.multimodal_gen.configs.models.vaes.flux import FluxVAEConfig
+from sglang.multimodal_gen.runtime.loader.utils import set_default_torch_dtype
 from sglang.multimodal_gen.runtime.models.vaes.autoencoder import AutoencoderKL
 
 from sglang_ext_gen.checkpoint.build import convert_components
@@ -48,7 +49,8 @@ def transformer(
     part: StoredComponent[TransformerConfig], dtype: torch.dtype, options: Any
 ) -> ZImageTransformer:
     """The transformer, this rank's part of it."""
-    with torch.device("meta"):
+    # SGLang chooses the attention for the default dtype.
+    with torch.device("meta"), set_default_torch_dtype(dtype):
         return ZImageTransformer(part.config, dtype=dtype)
 
 
