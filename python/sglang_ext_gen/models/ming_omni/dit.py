@@ -257,7 +257,7 @@ class ZImageTransformer(
         positions = torch.zeros(rows.shape[1], 3, dtype=torch.int64, device=rows.device)
         # Padding goes on counting.
         positions[:, 0] = torch.arange(1, rows.shape[1] + 1, device=rows.device)
-        rotation = self._rotation(positions)
+        rotation = self._rotation(positions, (rows.shape[1], 0, 0))
         for block in self.context_refiner:
             rows = block(rows, rotation, None)
         return Caption(rows, rotation)
@@ -283,7 +283,8 @@ class ZImageTransformer(
         padding = -len(positions) % TOKEN_MULTIPLE
         positions = F.pad(positions, (0, 0, 0, padding))
         embedded = None if reference is None else self._embed(reference)
-        return Canvas(grid, embedded, self._rotation(positions))
+        last = (caption_rows + frames, grid[0] - 1, grid[1] - 1)
+        return Canvas(grid, embedded, self._rotation(positions, last))
 
     def forward(
         self, latents: Tensor, time: Tensor, caption: Caption, canvas: Canvas
@@ -329,13 +330,13 @@ class ZImageTransformer(
     def _embed(self, latents: Tensor) -> Tensor:
         return self.x_embedder(_to_patches(latents).to(self.dtype))
 
-    def _rotation(self, positions: Tensor) -> Tensor:
+    def _rotation(self, positions: Tensor, last: tuple[int, int, int]) -> Tensor:
+        """Of positions up to ``last``, which is known without asking the GPU."""
         config = self.config
-        limits = torch.tensor(config.axes_lens, device=positions.device)
-        if bool((positions.amax(dim=0) >= limits).any()):
+        if any(end >= n for end, n in zip(last, config.axes_lens, strict=True)):
             raise ConfigError(
-                f"positions up to {positions.amax(dim=0).tolist()} are beyond the "
-                f"model's axes_lens {config.axes_lens}"
+                f"positions up to {list(last)} are beyond the model's axes_lens "
+                f"{config.axes_lens}"
             )
         return axes_rotation(positions, config.axes_dims, config.rope_theta)
 
