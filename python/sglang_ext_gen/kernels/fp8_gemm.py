@@ -27,7 +27,10 @@ from torch import Tensor
 FP8_DTYPE = torch.float8_e4m3fn
 FP8_MAX = 448.0  # largest finite e4m3fn value
 MIN_SCALE = 1e-8  # vendor's floor: an all-zero row keeps a usable scale
-KERNEL_CAPABILITY = (8, 9)  # first CUDA capability that converts e4m3 (Ada)
+# First CUDA capability with FP8 units (Ada): conversion of e4m3, FP8 products.
+FP8_CAPABILITY = (8, 9)
+# First one that multiplies bfloat16 (Ampere); the kernel converts to it by itself.
+BFLOAT16_CAPABILITY = (8, 0)
 
 # e4m3 bits moved into a float16 keep their meaning up to the exponent bias,
 # which is 7 in e4m3 and 15 in float16.
@@ -44,7 +47,8 @@ def fp8_linear(
 ) -> Tensor:
     """Weight-only FP8 linear by the best means the device of ``x`` offers.
 
-    CUDA with capability 8.9 or newer: the Triton kernel. Older CUDA, and bfloat16 on
+    CUDA with capability 8.9 or newer, or 8.0 and bfloat16: the Triton kernel. Other
+    CUDA, and bfloat16 on
     a CPU with units for it: the weight is dequantised for the call, which rounds once
     more. Other CPUs: ``fp8_linear_reference``.
 
@@ -62,7 +66,7 @@ def fp8_linear(
     """
     _check_operands(x, weight, weight_scale, bias)
     if x.is_cuda:
-        if has_fp8_kernel(x.device):
+        if has_fp8_kernel(x.device, x.dtype):
             from sglang_ext_gen.kernels.fp8_gemm_triton import fp8_linear_triton
 
             return fp8_linear_triton(x, weight, weight_scale, bias)
@@ -129,11 +133,13 @@ def dequantize_rowwise(
 
 
 @cache
-def has_fp8_kernel(device: torch.device) -> bool:
-    """Whether the Triton kernel runs on ``device``."""
+def has_fp8_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernel runs on ``device`` with activations of ``dtype``."""
     if device.type != "cuda":
         return False
-    return torch.cuda.get_device_capability(device) >= KERNEL_CAPABILITY
+    is_bfloat16 = dtype == torch.bfloat16
+    needed = BFLOAT16_CAPABILITY if is_bfloat16 else FP8_CAPABILITY
+    return torch.cuda.get_device_capability(device) >= needed
 
 
 @cache

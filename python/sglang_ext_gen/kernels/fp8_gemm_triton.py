@@ -20,11 +20,40 @@ import triton.language as tl
 import triton.testing
 from torch import Tensor
 
+# Four e4m3 bytes in $2 -> four bfloat16 in $0 and $1. Two bytes at a time are put
+# into the upper halves of 16 bits; sign, exponent and mantissa move to their places,
+# and 2**120 makes up for the other exponent bias, denormals included. Exact for every
+# finite value, without F2F, the slowest instruction of the plain conversion.
+_PAIR = """
+    prmt.b32 pair, $2, 0, {bytes};
+    shr.u32 value, pair, 4;
+    and.b32 value, value, 0x07f007f0;
+    lop3.b32 value, pair, 0x80008000, value, 0xEA;
+    fma.rn.bf16x2 {out}, value, scale, zero;"""
+BFLOAT16_FROM_E4M3 = tl.constexpr(
+    "{ .reg .b32 pair, value, scale, zero;"
+    "\n    mov.b32 scale, 0x7B807B80;\n    mov.b32 zero, 0x80008000;"
+    + _PAIR.format(bytes="0x1404", out="$0")
+    + _PAIR.format(bytes="0x3424", out="$1")
+    + "\n}"
+)
+
+
+@triton.jit
+def _widen(w, DTYPE: tl.constexpr):
+    """Weights as ``DTYPE``: the bytes of e4m3 as bfloat16, or e4m3 as anything."""
+    if w.dtype != tl.uint8:
+        return w.to(DTYPE)
+    tl.static_assert(DTYPE == tl.bfloat16)
+    return tl.inline_asm_elementwise(
+        BFLOAT16_FROM_E4M3, "=r,=r,r", [w], dtype=tl.bfloat16, is_pure=True, pack=4
+    )
+
 
 @triton.jit(do_not_specialize=["M"])
 def fp8_gemm_kernel(
     x_ptr,
-    w_ptr,
+    w_ptr,  # e4m3, or its bytes for products in bfloat16
     scale_ptr,
     bias_ptr,  # None: no bias
     y_ptr,
@@ -70,7 +99,7 @@ def fp8_gemm_kernel(
         w = tl.load(w_ptrs, mask=w_mask & (k[None, :] < k_left), other=0.0)
         x = tl.load(x_ptrs, mask=x_mask & (k[:, None] < k_left), other=0.0)
         # "ieee": float32 activations are not rounded to TF32.
-        acc = tl.dot(w.to(DOT_DTYPE), x.to(DOT_DTYPE), acc, input_precision="ieee")
+        acc = tl.dot(_widen(w, DOT_DTYPE), x.to(DOT_DTYPE), acc, input_precision="ieee")
         w_ptrs += BLOCK_K * stride_wk
         x_ptrs += BLOCK_K * stride_xk
 
@@ -137,12 +166,35 @@ TILES: dict[int | None, tuple[Tile, ...]] = {
     ),
 }
 
+# Where a block of 256 rows or outputs does not fit the registers.
+_NARROW = ((8, 0), (12, 0))
+
+
+def tiles_for(tiles: tuple[Tile, ...], capability: tuple[int, int]) -> tuple[Tile, ...]:
+    """Those candidates whose accumulators stay in registers."""
+    if capability not in _NARROW:
+        return tiles
+    return tuple(tile for tile in tiles if max(tile.block_m, tile.block_n) < 256)
+
+
+def _prune(configs: list[Any], _: Any, **__: Any) -> list[Any]:
+    """The same for Triton's tuner."""
+    capability = torch.cuda.get_device_capability()
+    return [c for c in configs if tiles_for((_tile_of(c),), capability)]
+
+
+def _tile_of(config: Any) -> Tile:
+    sizes = config.kwargs
+    return Tile(sizes["BLOCK_M"], sizes["BLOCK_N"], sizes["BLOCK_K"])
+
+
 # One tuner per entry. Each (N, K) is timed once per machine: the choice is kept
 # in Triton's cache on disk.
 _TUNED = {
     max_rows: triton.autotune(
         [triton.Config(tile.sizes(), **tile.schedule()) for tile in tiles],
         key=["N", "K"],
+        prune_configs_by={"early_config_prune": _prune},
         do_bench=partial(triton.testing.do_bench, warmup=5, rep=20),
         cache_results=True,
     )(fp8_gemm_kernel)
@@ -184,6 +236,9 @@ def fp8_linear_triton(
     m = rows.shape[0]
     y = x.new_empty(m, out_features)
     if y.numel() > 0:
+        dot = _TL_DTYPE[dot_dtype or x.dtype]
+        if dot == tl.bfloat16:
+            weight = weight.view(torch.uint8)
         kernel = _tuned_for(m) if tile is None else fp8_gemm_kernel
         options = {} if tile is None else tile.sizes() | tile.schedule()
         with torch.cuda.device_of(x):
@@ -191,7 +246,7 @@ def fp8_linear_triton(
                 *(rows, weight, weight_scale, bias, y),
                 *(m, out_features, in_features),
                 *(*rows.stride(), *weight.stride(), y.stride(0)),
-                DOT_DTYPE=_TL_DTYPE[dot_dtype or x.dtype],
+                DOT_DTYPE=dot,
                 **options,
             )
     return y.view(*x.shape[:-1], out_features)

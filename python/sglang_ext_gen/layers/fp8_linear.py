@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.kernels.fp8_gemm import (
+    FP8_CAPABILITY,
     FP8_DTYPE,
-    KERNEL_CAPABILITY,
     dequantize_rowwise,
     fp8_linear,
 )
@@ -352,7 +352,7 @@ def _check_w8a8(compute_dtype: torch.dtype) -> None:
             f"no CUDA device is visible; {instead}"
         )
     capability = torch.cuda.get_device_capability()
-    if capability < KERNEL_CAPABILITY:
+    if capability < FP8_CAPABILITY:
         raise ConfigError(
             "FP8 mode 'w8a8' needs FP8 tensor cores (CUDA capability 8.9 or newer); "
             f"{torch.cuda.get_device_name()} has {capability}; {instead}"

@@ -299,34 +299,21 @@ def test_each_number_of_rows_has_a_tuner():
         assert len(tiles) == len(set(tiles)) > 1
 
 
-@pytest.mark.parametrize("index", range(4))
-def test_kernel_compiles_for_hopper(index):
-    """Triton compiles without a GPU: matrix units used, memory within 227 KiB."""
-    triton = pytest.importorskip("triton", reason="Triton runs on Linux only")
-    kernel = importlib.import_module("sglang_ext_gen.kernels.fp8_gemm_triton")
-    tile = list(kernel.TILES.values())[index][-1]
-    constants = tile.sizes() | {"DOT_DTYPE": triton.language.bfloat16}
-    constants |= {"stride_xk": 1, "stride_wk": 1}
-    pointers = {"x_ptr": "*bf16", "w_ptr": "*fp8e4nv", "scale_ptr": "*fp32"}
-    pointers |= {"bias_ptr": "*bf16", "y_ptr": "*bf16"}
-    types = dict.fromkeys(kernel.fp8_gemm_kernel.arg_names, "i32") | pointers
-    types |= dict.fromkeys(constants, "constexpr")
-    source = triton.compiler.ASTSource(kernel.fp8_gemm_kernel, types, constants)
-    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    compiled = triton.compile(source, target=target, options=tile.schedule())
-    assert "wgmma.mma_async" in compiled.asm["ptx"]
-    assert "e4m3x2" in compiled.asm["ptx"]
-    assert compiled.metadata.shared <= 227 * 1024
-
-
 @pytest.mark.parametrize(
-    ("capability", "uses_kernel"), [((8, 0), False), ((8, 9), True), ((9, 0), True)]
+    ("capability", "dtype", "uses_kernel"),
+    [
+        ((7, 5), torch.bfloat16, False),
+        ((8, 0), torch.bfloat16, True),
+        ((8, 0), torch.float16, False),
+        ((8, 9), torch.float16, True),
+        ((9, 0), torch.bfloat16, True),
+    ],
 )
-def test_the_kernel_serves_gpus_that_convert_fp8(monkeypatch, capability, uses_kernel):
+def test_which_gpus_the_kernel_serves(monkeypatch, capability, dtype, uses_kernel):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     fp8_gemm.has_fp8_kernel.cache_clear()
-    assert fp8_gemm.has_fp8_kernel(torch.device("cuda", 0)) is uses_kernel
-    assert not fp8_gemm.has_fp8_kernel(torch.device("cpu"))
+    assert fp8_gemm.has_fp8_kernel(torch.device("cuda", 0), dtype) is uses_kernel
+    assert not fp8_gemm.has_fp8_kernel(torch.device("cpu"), dtype)
     fp8_gemm.has_fp8_kernel.cache_clear()
 
 
