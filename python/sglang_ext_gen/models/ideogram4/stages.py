@@ -304,7 +304,9 @@ class Ideogram4DecodingStage(FamilyStage):
         )
         dtype = precision_to_dtype(server_args.pipeline_config.vae_precision)
         with self.use("vae") as vae:
-            decoded = vae.decode(latent_image.to(dtype))
+            # One by one: a large picture fills the memory already.
+            pictures = latent_image.to(dtype).split(1)
+            decoded = torch.cat([vae.decode(picture) for picture in pictures])
         return output_batch(batch, (decoded.float() / 2 + 0.5).clamp(0, 1))
 
 
