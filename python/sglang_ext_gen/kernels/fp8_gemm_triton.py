@@ -30,7 +30,7 @@ _PAIR = """
     and.b32 value, value, 0x07f007f0;
     lop3.b32 value, pair, 0x80008000, value, 0xEA;
     fma.rn.bf16x2 {out}, value, scale, zero;"""
-BFLOAT16_FROM_E4M3 = tl.constexpr(
+BFLOAT16_FROM_E4M3: Any = tl.constexpr(
     "{ .reg .b32 pair, value, scale, zero;"
     "\n    mov.b32 scale, 0x7B807B80;\n    mov.b32 zero, 0x80008000;"
     + _PAIR.format(bytes="0x1404", out="$0")
