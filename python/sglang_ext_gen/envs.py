@@ -36,7 +36,8 @@ ALLOW_CONTROL_ROUTES = EnvironmentVariable(
     kind="0 or 1",
     default="0",
     effect="Opens the HTTP routes that change weights, adapters or memory of a "
-    "running server. Some load what a client names: for trusted networks only.",
+    "running server or record rollouts, and the request fields for profiling and "
+    "upscaling. Some load what a client names: for trusted networks only.",
 )
 
 MEDIA_HOSTS = EnvironmentVariable(

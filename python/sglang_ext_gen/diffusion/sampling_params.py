@@ -133,4 +133,6 @@ class FamilySamplingParams(SamplingParams):
 
 
 def _hashable(value: Any) -> Hashable:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, dict):
+        return tuple((name, _hashable(value[name])) for name in sorted(value))
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value

@@ -7,7 +7,8 @@ checked is what runs. Every name is in one of four groups:
 - the family's own fields, under their own names, except that ``n`` means
   ``num_outputs_per_prompt`` and ``size`` may stand for ``width`` and ``height``; a
   name that the family gives a meaning has none of the following;
-- ``FORWARDED``: fields of the protocol that stock honours;
+- ``FORWARDED``: fields of the protocol that stock honours, and ``OPERATORS`` where the
+  operator opened the control routes;
 - ``WITHOUT_EFFECT``: fields that common clients send and that ask for nothing;
 - all others are refused. ``REFUSED`` says why for those that stock would have taken.
 
@@ -20,6 +21,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from sglang_ext_gen.envs import ALLOW_CONTROL_ROUTES
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.http.bodies import unwrap_fields
 from sglang_ext_gen.http.errors import Refusal, shorten
@@ -63,6 +65,18 @@ FORWARDED: tuple[RequestField, ...] = (
     ENHANCE_PROMPT,
 )
 
+# Fields of the protocol that make the server write files, load models or work more than
+# the family's limits say.
+OPERATORS: tuple[RequestField, ...] = (
+    RequestField("profile", "bool", "Write a trace of the denoising steps."),
+    RequestField("profile_all_stages", "bool", "Write a trace of all stages."),
+    RequestField("num_profiled_timesteps", "int", "Steps to trace.", minimum=1),
+    RequestField("perf_dump_path", "str", "File on the server for timings."),
+    RequestField("enable_upscaling", "bool", "Enlarge the result by Real-ESRGAN."),
+    RequestField("upscaling_model_path", "str", "Its weights, a path or an id."),
+    RequestField("upscaling_scale", "int", "How much larger.", minimum=1, maximum=8),
+)
+
 WITHOUT_EFFECT: tuple[RequestField, ...] = (
     RequestField("model", "str", "A server serves one model.", max_length=512),
     # SGLang's clients send it; our noise is drawn on the CPU for any of them.
@@ -74,15 +88,18 @@ WITHOUT_EFFECT: tuple[RequestField, ...] = (
     RequestField("quality", "str", "The family's default.", choices=("auto",)),
 )
 
+# "auto" is OpenAI's word for no wish, also where the family has levels of its own.
+_AUTOMATIC = ("background", "quality")
 _SIZE = RequestField("size", "str", "WIDTHxHEIGHT, or auto for the family's own.")
 # Fields of the protocol whose kind a form must know.
-FIELDS = (*FORWARDED, *WITHOUT_EFFECT, _SIZE)
+FIELDS = (*FORWARDED, *OPERATORS, *WITHOUT_EFFECT, _SIZE)
 
 _SERVER_PATH = "a request cannot choose a path or a model on the server"
-_OPERATOR = "only the operator of the server can switch this on"
+_OPERATOR = f"only the operator of the server can switch this on, by {ALLOW_CONTROL_ROUTES.name}"
 REFUSED: dict[str, str] = {
     "diffusers_kwargs": "arguments cannot be handed to diffusers; use named fields",
-    "enable_upscaling": _OPERATOR,
+    "enable_spectrum": "this model has no Spectrum",
+    "enable_teacache": "this model has no TeaCache",
     "image_path": _SERVER_PATH,
     "lora_path": _SERVER_PATH,
     "moderation": "this server does not moderate",
@@ -90,13 +107,10 @@ REFUSED: dict[str, str] = {
     "output_file_name": _SERVER_PATH,
     "output_path": _SERVER_PATH,
     "partial_images": "pictures are not streamed",
-    "perf_dump_path": _SERVER_PATH,
-    "profile": _OPERATOR,
-    "profile_all_stages": _OPERATOR,
     "prompt_path": _SERVER_PATH,
     "stream": "pictures are not streamed",
     "style": "describe the style in the prompt",
-    "upscaling_model_path": _SERVER_PATH,
+    **{field.name: _OPERATOR for field in OPERATORS},
 }
 
 _SIZE_PATTERN = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
@@ -126,7 +140,13 @@ def checked_image_body(
         RequestError: Names the field, in the client's spelling.
         Refusal: 400, a field that is not known.
     """
-    given = unwrap_fields(body)
+    given = {
+        name: value
+        for name, value in unwrap_fields(body).items()
+        if not (name in _AUTOMATIC and value == "auto")
+    }
+    if model.allows_control:
+        forwarded = (*forwarded, *OPERATORS)
     protocol = [
         field
         for field in (*forwarded, *WITHOUT_EFFECT)

@@ -40,13 +40,14 @@ _SPELLINGS = {edits.PATH: edits.SPELLING, videos.PATH: videos.SPELLING}
 # A control route's fields that an error may name.
 _LORA_FIELDS = ("lora_alpha", "lora_nickname", "lora_path", "strength", "target")
 
-# Stock routes for the operator. Some load weights or adapters from a path that the
-# client names, one unpickles what the client sends.
+# Stock routes for the operator. Some load weights, adapters or pictures from a path
+# that the client names, one unpickles what the client sends.
 CONTROL_ROUTES = frozenset(
     {
         "/get_weights_checksum",
         "/release_memory_occupation",
         "/resume_memory_occupation",
+        "/rollout/generate",
         "/update_weights_from_disk",
         "/update_weights_from_tensor",
         "/update_weights_from_tensor_checker",

@@ -106,6 +106,17 @@ HOOKS: tuple[Hook, ...] = (
         "adapter that does not fit.",
     ),
     Hook(
+        target="sglang.multimodal_gen.runtime.managers.scheduler.Scheduler."
+        "_execute_generation_grouped",
+        kind="around",
+        replacement="sglang_ext_gen.diffusion.group_failures:"
+        "execute_generation_grouped",
+        runtime="diffusion",
+        reason="Requests of several users run as one group, and where one of them "
+        "fails stock fails all.",
+        remove_when="A failed group is run again one by one.",
+    ),
+    Hook(
         target=f"{_ENTRYPOINTS}.http_server.create_app",
         kind="after",
         replacement="sglang_ext_gen.http.middleware:install",

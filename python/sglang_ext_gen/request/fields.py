@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from sglang_ext_gen.errors import RequestError
 
-Kind = Literal["int", "float", "str", "bool", "floats", "strs"]
+Kind = Literal["int", "float", "str", "bool", "floats", "strs", "object"]
 
 # Fields of SGLang's SamplingParams that its runtime serves for any picture model:
 # where results go, what is returned and measured, how a request travels and is shared.
@@ -61,6 +61,7 @@ _TYPES: dict[str, Any] = {
     "bool": bool,
     "floats": list[float],
     "strs": str | list[str],
+    "object": dict[str, Any],
 }
 _EXPECTED = {
     "int": "an integer",
@@ -69,6 +70,7 @@ _EXPECTED = {
     "bool": "true or false",
     "floats": "a list of finite numbers",
     "strs": "a string or a list of strings",
+    "object": "an object of names and values",
 }
 
 
@@ -79,7 +81,7 @@ class RequestField:
     Args:
         name: Field name, the same in Python, CLI (with dashes) and HTTP.
         kind: Value type; ``floats`` is a list of numbers, ``strs`` a string or
-            a list of strings.
+            a list of strings, ``object`` a mapping that its reader checks.
         help: One sentence for ``--help``.
         minimum: Smallest allowed number (inclusive), for each item of a list.
         maximum: Largest allowed number (inclusive).
@@ -148,8 +150,8 @@ class RequestField:
             if self.choices and item not in self.choices:
                 raise self._refuse(value)
             return item
-        if self.kind == "bool":
-            if not isinstance(item, bool):
+        if self.kind in ("bool", "object"):
+            if not isinstance(item, bool if self.kind == "bool" else dict):
                 raise self._refuse(value)
             return item
         return self._check_number(item, value)
@@ -219,6 +221,49 @@ SEED = RequestField(
     maximum=2**53 - 1,
     default=42,
     batched_apart=False,
+)
+
+# Fields of stock's denoising stage, for families that it serves. What it does with one
+# depends on the device and on the server's flags; it refuses by itself what it cannot.
+STOCKS_LOOP: tuple[RequestField, ...] = (
+    RequestField(
+        "quality",
+        "str",
+        "Fused kernels: none (exact), those that only round elsewhere (lossless), "
+        "those that also compute less (high).",
+        choices=("exact", "lossless", "high", "extra-high"),
+        default="lossless",
+    ),
+    RequestField(
+        "attention_backend_override",
+        "str",
+        "Attention kernel of this request alone.",
+        choices=("fa", "torch_sdpa", "sage_attn", "sage_attn_3"),
+    ),
+    RequestField(
+        "skip_softmax_params",
+        "object",
+        "Sparse attention on Hopper and Blackwell: threshold_scale_factor, start_step.",
+    ),
+    RequestField(
+        "enable_cache_dit",
+        "bool",
+        "Leave out blocks of steps that change little (cache-dit); the server's "
+        "SGLANG_CACHE_DIT_ENABLED where not given.",
+    ),
+    RequestField(
+        "cache_dit_params",
+        "object",
+        "Settings of cache-dit, such as max_warmup_steps or residual_diff_threshold.",
+    ),
+    RequestField(
+        "cfg_gate_step",
+        "float",
+        "After this part of the steps the last difference of the guidance branches is "
+        "used again; 1 is off.",
+        minimum=0,
+        maximum=1,
+    ),
 )
 
 

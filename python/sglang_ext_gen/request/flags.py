@@ -6,6 +6,7 @@ check, so that every interface refuses the same, in the same words.
 """
 
 import argparse
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -42,8 +43,8 @@ def add_request_flags(
             group.add_argument(
                 flag,
                 nargs="+" if field.kind == "floats" else None,
-                type=str if field.kind == "str" else _number,
-                metavar={"str": "TEXT", "int": "N"}.get(field.kind, "X"),
+                type=_READERS.get(field.kind, _number),
+                metavar=_METAVARS.get(field.kind, "X"),
                 help=_escape(help_text),
             )
 
@@ -140,6 +141,18 @@ def _number(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
+
+
+def _object(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# How the text of a flag is read and what stands for it in the help; numbers otherwise.
+_READERS = {"str": str, "object": _object}
+_METAVARS = {"str": "TEXT", "int": "N", "object": "JSON"}
 
 
 def _escape(text: str) -> str:

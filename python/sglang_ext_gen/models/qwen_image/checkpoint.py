@@ -7,6 +7,7 @@ Qwen-Image 2.1 and quantised conversions have other classes or a
 ``quantization_config`` and stay with stock.
 """
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +86,32 @@ def takes_one_reference(path: Path) -> bool:
     return _class_of(path) == EDIT_CLASS
 
 
-def check_checkpoint(path: Path) -> list[str]:
-    """What is wrong with a checkpoint, one line per problem; headers only."""
+def check_checkpoint(path: Path, without: Collection[str] = ()) -> list[str]:
+    """What is wrong with a checkpoint, one line per problem; headers only.
+
+    Args:
+        path: The checkpoint.
+        without: Components that come from elsewhere and are not looked at.
+    """
     raw = found_by(lambda: _check_raw_float8(path))
-    components = [row for row in COMPONENTS if not raw or row is not TRANSFORMER]
-    problems = [
-        *raw,
-        *check_components(path, components),
-        *found_by(lambda: _check_scheduler(path)),
-        *found_by(lambda: _check_tokenizer(path / "tokenizer")),
-    ]
-    if recognises_edit(path):
-        problems += found_by(lambda: _check_tokenizer(path / "processor"))
-        problems += found_by(lambda: _check_pictures(path))
+    components = [row for row in COMPONENTS if row.name not in without]
+    if raw and TRANSFORMER in components:
+        components.remove(TRANSFORMER)
+    else:
+        raw = []
+    problems = [*raw, *check_components(path, components)]
+    for name, check in _OTHER_PARTS.items():
+        if name not in without and (name != "processor" or recognises_edit(path)):
+            problems += found_by(lambda check=check: check(path))
     return list(dict.fromkeys(problems))
+
+
+def components_from_elsewhere(server_args: Any) -> frozenset[str]:
+    """Components that server arguments take from another place than the checkpoint."""
+    names = {*server_args.component_paths, *server_args.component_weights_paths}
+    if server_args.transformer_weights_path is not None:
+        names.add(TRANSFORMER.name)
+    return frozenset(names)
 
 
 def why_not(path: Path) -> str | None:
@@ -174,6 +187,13 @@ def _check_tokenizer(folder: Path) -> list[str]:
     ]
 
 
+def _check_processor(path: Path) -> list[str]:
+    return [
+        *found_by(lambda: _check_tokenizer(path / "processor")),
+        *_check_pictures(path),
+    ]
+
+
 def _check_pictures(path: Path) -> list[str]:
     """The processor must cut pictures as the text encoder's tower reads them."""
     file = path / "processor" / "preprocessor_config.json"
@@ -191,6 +211,14 @@ def _check_pictures(path: Path) -> list[str]:
         values.get("image_processor", values), wanted, f"processor/{file.name}"
     )
     return []
+
+
+# Parts without weights -> their check.
+_OTHER_PARTS: dict[str, Callable[[Path], list[str]]] = {
+    "scheduler": _check_scheduler,
+    "tokenizer": lambda path: _check_tokenizer(path / "tokenizer"),
+    "processor": _check_processor,
+}
 
 
 def _class_of(path: Path) -> Any:

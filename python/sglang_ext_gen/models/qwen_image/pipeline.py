@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Components and stage order of Qwen-Image on SGLang's diffusion runtime."""
 
+from math import log
 from pathlib import Path
 from typing import Any
 
+from cache_dit import ForwardPattern
+from sglang.multimodal_gen.runtime.cache import cache_dit_integration
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
 from sglang.multimodal_gen.runtime.models.registry import ModelRegistry
 from sglang.multimodal_gen.runtime.pipelines.qwen_image import (
@@ -24,6 +27,7 @@ from sglang_ext_gen.checkpoint.component import refuse
 from sglang_ext_gen.models.qwen_image.build import QwenImageTransformerLoader
 from sglang_ext_gen.models.qwen_image.checkpoint import (
     check_checkpoint,
+    components_from_elsewhere,
     takes_one_reference,
 )
 from sglang_ext_gen.models.qwen_image.lora import AccountedLoRAPipeline
@@ -40,6 +44,14 @@ ModelRegistry.register_model(
     "QwenImageExtTransformer",
     "sglang_ext_gen.models.qwen_image.dit:QwenImageExtTransformer",
 )
+# cache-dit knows the blocks of stock's class by its name, takes every request for a
+# guided one, and cannot be switched on again once it was off. By a row of its own stock
+# tells it whether a request is guided, and switches it off completely.
+cache_dit_integration._CUSTOM_BLOCK_ADAPTER_SPECS["QwenImageExtTransformer"] = (
+    cache_dit_integration.CustomBlockAdapterSpec(
+        "transformer_blocks", ForwardPattern.Pattern_1
+    )
+)
 
 
 class _CheckedPipeline(AccountedLoRAPipeline):
@@ -52,7 +64,8 @@ class _CheckedPipeline(AccountedLoRAPipeline):
     def _load_config(self) -> dict[str, Any]:
         config = super()._load_config()
         path = Path(self.model_path)
-        refuse(path, check_checkpoint(path))
+        without = components_from_elsewhere(self.server_args)
+        refuse(path, check_checkpoint(path, without))
         return config
 
     def _add_denoising_stages(self) -> None:
@@ -79,6 +92,10 @@ class _CheckedPipeline(AccountedLoRAPipeline):
         """``mu`` from the checkpoint's scheduler config; stock has it fixed."""
         config = self.get_module("scheduler").config
         tokens = batch.height * batch.width // PIXELS_PER_TOKEN**2
+        if batch.flow_shift is not None:
+            # The scheduler's shift is exp(mu), or mu itself.
+            is_linear = config.time_shift_type == "linear"
+            return "mu", batch.flow_shift if is_linear else log(batch.flow_shift)
         mu = calculate_linear_shift(
             tokens,
             base_seq_len=config.base_image_seq_len,

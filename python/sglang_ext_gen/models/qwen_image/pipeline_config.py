@@ -25,7 +25,10 @@ from torch import Tensor
 from sglang_ext_gen.checkpoint.component import refuse
 from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
 from sglang_ext_gen.errors import ConfigError
-from sglang_ext_gen.models.qwen_image.checkpoint import check_checkpoint
+from sglang_ext_gen.models.qwen_image.checkpoint import (
+    check_checkpoint,
+    components_from_elsewhere,
+)
 from sglang_ext_gen.models.qwen_image.options import LOAD_OPTIONS
 from sglang_ext_gen.models.qwen_image.references import size_for_pixels
 from sglang_ext_gen.models.qwen_image.request import (
@@ -53,6 +56,25 @@ _EDIT_TEMPLATE = (
 _PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
+_MADE = "it quantises the bf16 weights of the release while it loads them"
+# Server arguments that our loader of FP8 weights does not follow, and why.
+_NOT_WITH_FP8 = {
+    "use_fsdp_inference": "FSDP would shard a weight without its scale, use tensor or "
+    "sequence parallelism",
+    "quantization": "choose one of the two",
+    "quantization_ignored_layers": "it quantises all linears of the transformer",
+    "transformer_weights_path": _MADE,
+    "direct_gpu_weight_loading": _MADE,
+    "nunchaku_config": _MADE,
+}
+_OF_EACH_COMPONENT = (
+    "component_quantizations",
+    "component_quantization_ignored_layers",
+    "component_weights_paths",
+    "component_direct_gpu_weight_loading",
+)
+
+
 @dataclass
 @carries(LOAD_OPTIONS)
 class QwenImageConfig(FamilyPipelineConfig):
@@ -77,20 +99,25 @@ class QwenImageConfig(FamilyPipelineConfig):
         return torch.float32
 
     def check_options(self, server_args: Any) -> None:
-        """FP8 weights are not sharded by FSDP.
+        """Our FP8 weights are made of the release's; refuse a damaged checkpoint.
 
         Raises:
             ConfigError: Names the options.
+            CheckpointError: Names what is wrong with the checkpoint.
         """
-        if self.weight_format == "fp8" and server_args.use_fsdp_inference:
-            raise ConfigError(
-                "weight_format fp8: not together with use_fsdp_inference, which would "
-                "shard a weight without its scale; use tensor or sequence parallelism"
-            )
-
-    def check_folder(self, folder: Path) -> None:
-        """Refuse a damaged checkpoint; see the base class."""
-        refuse(folder, check_checkpoint(folder))
+        if self.weight_format == "fp8":
+            for name, reason in _NOT_WITH_FP8.items():
+                if getattr(server_args, name):
+                    raise ConfigError(f"{name}: not with weight_format fp8; {reason}")
+            for name in _OF_EACH_COMPONENT:
+                if getattr(server_args, name).get("transformer"):
+                    raise ConfigError(
+                        f"{name}.transformer: not with weight_format fp8; {_MADE}"
+                    )
+        folder = Path(server_args.model_path)
+        if folder.is_dir():
+            without = components_from_elsewhere(server_args)
+            refuse(folder, check_checkpoint(folder, without))
 
 
 @dataclass

@@ -16,6 +16,7 @@ from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.request.fields import (
     NUM_OUTPUTS,
     SEED,
+    STOCKS_LOOP,
     RequestField,
     check_given,
     check_prompt,
@@ -92,14 +93,48 @@ def _common(size: int | None, steps: int) -> tuple[RequestField, ...]:
             maximum=1024,
             batched_apart=False,
         ),
+        RequestField(
+            "flow_shift",
+            "float",
+            "Time shift of the schedule, instead of the one that depends on size; "
+            "more spends more steps on the composition.",
+            minimum=0.1,
+            maximum=100,
+        ),
+        *STOCKS_LOOP,
     )
 
 
+_GROWING = ("dct", "dct_rewind")
 _PROMPT: dict[str, Any] = {"max_length": 16_384, "batched_apart": False}
 
 REQUEST_FIELDS: tuple[RequestField, ...] = (
     RequestField("prompt", "strs", "What to draw.", **_PROMPT),
     *_common(DEFAULT_SIZE, steps=50),
+    RequestField(
+        "progressive_mode",
+        "str",
+        "Draw small first: at full size from the start (fullres), or grow by cosine "
+        "transform (dct), with a step back in time (dct_rewind).",
+        choices=("fullres", *_GROWING),
+        default="fullres",
+    ),
+    RequestField(
+        "progressive_levels",
+        "int",
+        "How often the picture doubles its size.",
+        minimum=1,
+        maximum=3,
+        default=1,
+    ),
+    RequestField(
+        "progressive_delta",
+        "float",
+        "Noise to signal at which the next size begins.",
+        minimum=1e-4,
+        maximum=0.5,
+        default=0.01,
+    ),
 )
 
 EDIT_REQUEST_FIELDS: tuple[RequestField, ...] = (
@@ -140,6 +175,7 @@ def _check(
     check_prompt(checked.get("prompt"))
     _check_sigmas(checked)
     _merge_guidance(checked)
+    _check_growth(checked)
     return checked
 
 
@@ -161,6 +197,24 @@ def _check_sigmas(checked: dict[str, Any]) -> None:
             f"{len(sigmas)} values given, expected one for each of the {steps} steps "
             "(num_inference_steps)",
         )
+
+
+def grows(progressive_mode: str | None) -> bool:
+    """Whether a picture is drawn small first."""
+    return progressive_mode in _GROWING
+
+
+def _check_growth(checked: Mapping[str, Any]) -> None:
+    if not grows(checked.get("progressive_mode")):
+        return
+    multiple = PIXELS_PER_TOKEN * 2 ** checked.get("progressive_levels", 1)
+    for name in ("width", "height"):
+        if checked.get(name, DEFAULT_SIZE) % multiple:
+            raise RequestError(
+                name,
+                f"{checked[name]} given, expected a multiple of {multiple} with "
+                f"progressive_mode {checked['progressive_mode']}",
+            )
 
 
 def _merge_guidance(checked: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stock's stages of Qwen-Image with their contracts widened where they fall short.
 
-Source: the diffusers 0.37 pipelines. The denoising loop is stock's own; a group of
-requests is joined into one batch in front of it and taken apart behind it.
+Source: the diffusers 0.37 pipelines. The denoising loops are stock's own; a group of
+requests is joined into one batch in front of them and taken apart behind them.
 """
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from copy import copy
 from typing import Any
 
@@ -19,12 +19,19 @@ from sglang.multimodal_gen.runtime.pipelines_core.stages import (
     TimestepPreparationStage,
 )
 from sglang.multimodal_gen.runtime.pipelines_core.stages.base import PipelineStage
+from sglang.multimodal_gen.runtime.pipelines_core.stages.denoising import (
+    DenoisingContext,
+)
+from sglang.multimodal_gen.runtime.pipelines_core.stages.progressive_resolution.qwen_image import (  # noqa: E501
+    QwenImageProgressiveDenoisingStage,
+)
 from sglang.multimodal_gen.runtime.server_args import ServerArgs
 from torch import Tensor
 
 from sglang_ext_gen.models.qwen_image.request import (
     DEFAULT_MAX_SEQUENCE_LENGTH,
     PIXELS_PER_TOKEN,
+    grows,
 )
 
 # SGLang's Req. Its types call every field optional; earlier stages fill them.
@@ -121,13 +128,70 @@ class QwenImageTimestepStage(TimestepPreparationStage):
     def build_dedup_fingerprint(
         self, batch: Request, server_args: ServerArgs
     ) -> Hashable:
-        """Stock's, and the request's noise levels."""
+        """Stock's, and what the request says of the schedule."""
         sigmas = self.freeze_for_dedup(batch.sampling_params.sigmas)
-        return (super().build_dedup_fingerprint(batch, server_args), sigmas)
+        stocks = super().build_dedup_fingerprint(batch, server_args)
+        return (stocks, sigmas, batch.flow_shift, batch.rollout)
 
 
-class QwenImageDenoisingStage(DenoisingStage):
-    """Stock's loop; requests of equal geometry and schedule run as one batch."""
+class QwenImageDenoisingStage(QwenImageProgressiveDenoisingStage):
+    """Stock's loops; requests of equal geometry and schedule run as one batch.
+
+    Stock has a stage for pictures that are drawn small first beside the one for all
+    others, each with its own account of what it mounted on the one transformer. One
+    stage for both leaves no cache or kernel of the last request behind.
+    """
+
+    def forward(self, batch: Request, server_args: ServerArgs) -> Request:
+        """Set ``batch.latents``, by the loop that ``progressive_mode`` names."""
+        if grows(batch.progressive_mode):
+            return super().forward(batch, server_args)
+        return DenoisingStage.forward(self, batch, server_args)
+
+    def _owns_compile_warmup_lifecycle(self) -> bool:
+        # What is drawn for a warm-up does not grow: it goes through stock's forward.
+        return True
+
+    def _generate_initial_noise(
+        self,
+        batch: Request,
+        server_args: ServerArgs,
+        h_lat: int,
+        w_lat: int,
+        seed: int | Sequence[int],
+    ) -> Tensor:
+        """[n, I, 64] float32, drawn on the CPU as at full size."""
+        side = PIXELS_PER_TOKEN // _PATCH
+        noise = [
+            draw_noise(seed, h_lat * side, w_lat * side)
+            for seed in self._get_seeds(batch, seed)
+        ]
+        return torch.cat(noise).to(get_local_torch_device())
+
+    def _on_resolution_change(
+        self,
+        ctx: DenoisingContext,
+        batch: Request,
+        server_args: ServerArgs,
+        new_h_pixel: int,
+        new_w_pixel: int,
+    ) -> None:
+        """Positions of the new size; stock gives both branches the prompt's."""
+        config = server_args.pipeline_config
+        shared = {
+            "device": self.device,
+            "rotary_emb": self._get_transformer_attr("rotary_emb"),
+            "dtype": ctx.target_dtype,
+        }
+        for branch in ctx.cfg_policy.branches:
+            prepare = (
+                config.prepare_pos_cond_kwargs
+                if branch.is_conditional
+                else config.prepare_neg_cond_kwargs
+            )
+            branch.kwargs.update(prepare(batch, **shared))
+        # The guidance of a smaller picture cannot be used again.
+        ctx.extra["cfg_gate_state"]["delta"] = None
 
     def run_grouped_requests(
         self, batches: list[Request], server_args: ServerArgs
@@ -135,7 +199,8 @@ class QwenImageDenoisingStage(DenoisingStage):
         """Denoise a group of requests, each batch in one loop."""
         groups: dict[Hashable, list[Request]] = {}
         for batch in batches:
-            groups.setdefault(_batch_key(batch), []).append(batch)
+            groups.setdefault(self._batch_key(batch), []).append(batch)
+        self.log_info("%d requests are denoised in %d loops", len(batches), len(groups))
         for group in groups.values():
             if len(group) == 1:
                 self(group[0], server_args)
@@ -150,17 +215,21 @@ class QwenImageDenoisingStage(DenoisingStage):
                 )
         return batches
 
+    def _batch_key(self, batch: Request) -> Hashable:
+        """Requests with the same key can share a batch."""
+        return (
+            batch.sampling_params.batch_key(),
+            tuple(batch.vae_image_sizes or ()),
+            batch.do_classifier_free_guidance,
+            batch.return_trajectory_latents,
+            batch.is_warmup,
+            id(batch) if self._runs_alone(batch) else None,
+        )
 
-def _batch_key(batch: Request) -> Hashable:
-    """Requests with the same key can share a batch."""
-    return (
-        batch.sampling_params.batch_key(),
-        tuple(batch.vae_image_sizes or ()),
-        batch.do_classifier_free_guidance,
-        batch.quality,
-        batch.return_trajectory_latents,
-        batch.is_warmup,
-    )
+    def _runs_alone(self, batch: Request) -> bool:
+        """What a cache decides must not depend on a neighbour, nor what is recorded."""
+        is_cached = self._cache_dit_requested_for_batch(batch)
+        return is_cached or batch.rollout or grows(batch.progressive_mode)
 
 
 def join_requests(batches: list[Request]) -> Request:
