@@ -88,14 +88,15 @@ WITHOUT_EFFECT: tuple[RequestField, ...] = (
     RequestField("quality", "str", "The family's default.", choices=("auto",)),
 )
 
-# "auto" is OpenAI's word for no wish, also where the family has levels of its own.
-_AUTOMATIC = ("background", "quality")
+# What clients send where the user said nothing, also to a family with its own levels.
+_NO_WISH = ("quality", "auto")
 _SIZE = RequestField("size", "str", "WIDTHxHEIGHT, or auto for the family's own.")
 # Fields of the protocol whose kind a form must know.
 FIELDS = (*FORWARDED, *OPERATORS, *WITHOUT_EFFECT, _SIZE)
 
 _SERVER_PATH = "a request cannot choose a path or a model on the server"
-_OPERATOR = f"only the operator of the server can switch this on, by {ALLOW_CONTROL_ROUTES.name}"
+_SWITCH = ALLOW_CONTROL_ROUTES.name
+_OPERATOR = f"only the operator of the server can switch this on, by {_SWITCH}"
 REFUSED: dict[str, str] = {
     "diffusers_kwargs": "arguments cannot be handed to diffusers; use named fields",
     "enable_spectrum": "this model has no Spectrum",
@@ -140,11 +141,7 @@ def checked_image_body(
         RequestError: Names the field, in the client's spelling.
         Refusal: 400, a field that is not known.
     """
-    given = {
-        name: value
-        for name, value in unwrap_fields(body).items()
-        if not (name in _AUTOMATIC and value == "auto")
-    }
+    given = dict(item for item in unwrap_fields(body).items() if item != _NO_WISH)
     if model.allows_control:
         forwarded = (*forwarded, *OPERATORS)
     protocol = [

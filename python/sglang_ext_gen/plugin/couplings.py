@@ -322,6 +322,11 @@ COUPLINGS: tuple[Coupling, ...] = (
         *"/v1/merge_lora_weights /v1/set_lora /v1/unmerge_lora_weights".split(),
     ),
     *_rows(
+        *("route", "http/middleware.py", f"{_API}.post_training.rollout_api:router"),
+        "The operator could not open it.",
+        "/rollout/generate",
+    ),
+    *_rows(
         *("route", "http/middleware.py", f"{_API}.post_training.weights_api:router"),
         "The operator could not open it.",
         *(

@@ -5,7 +5,6 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from cache_dit import ForwardPattern
 from sglang.multimodal_gen.runtime.cache import cache_dit_integration
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
 from sglang.multimodal_gen.runtime.models.registry import ModelRegistry
@@ -49,7 +48,7 @@ ModelRegistry.register_model(
 # tells it whether a request is guided, and switches it off completely.
 cache_dit_integration._CUSTOM_BLOCK_ADAPTER_SPECS["QwenImageExtTransformer"] = (
     cache_dit_integration.CustomBlockAdapterSpec(
-        "transformer_blocks", ForwardPattern.Pattern_1
+        "transformer_blocks", cache_dit_integration.ForwardPattern.Pattern_1
     )
 )
 

@@ -183,6 +183,7 @@ class QwenImageDenoisingStage(QwenImageProgressiveDenoisingStage):
             "rotary_emb": self._get_transformer_attr("rotary_emb"),
             "dtype": ctx.target_dtype,
         }
+        assert ctx.cfg_policy is not None, "made before the first step"
         for branch in ctx.cfg_policy.branches:
             prepare = (
                 config.prepare_pos_cond_kwargs
