@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What request fields do to a picture, and where a picture's parts end up."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,43 @@ def test_an_edits_prompt_beyond_its_limit(edit: LoadedPipeline, tmp_path) -> Non
         edit.requests(image_path=[picture], max_sequence_length=2, **SMALL)
 
 
-def test_unsupported_fields_are_refused(t2i: LoadedPipeline) -> None:
-    for field, value in (("flow_shift", 3.0), ("image_path", "a.png")):
-        with pytest.raises(RequestError, match=field):
-            t2i.requests(**{field: value}, **SMALL)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("boundary_ratio", 0.5),
+        ("diffusers_kwargs", {"output_type": "latent"}),
+        ("enable_frame_interpolation", True),
+        ("enable_spectrum", True),
+        ("enable_teacache", True),
+        ("guidance_scale_2", 3.0),
+        ("image_path", "a.png"),
+        ("return_trajectory_decoded", True),
+    ],
+)
+def test_unsupported_fields_are_refused(t2i: LoadedPipeline, field, value) -> None:
+    with pytest.raises(RequestError, match=field):
+        t2i.requests(**{field: value}, **SMALL)
+
+
+def test_a_shift_of_the_requests_own(t2i: LoadedPipeline, t2i_checkpoint) -> None:
+    """The one that a size has, given as a number, changes nothing."""
+    import diffusers
+
+    (plain,) = t2i.requests(**SMALL)
+    with torch.inference_mode():
+        t2i.pipeline.forward_batch([plain], t2i.server_args)
+    shift = math.exp(plain.extra["mu"])
+    same = t2i.pictures(flow_shift=shift, **SMALL)
+    assert (same - t2i.pictures(**SMALL)).abs().max() < 1e-5
+
+    (request,) = t2i.requests(flow_shift=7.5, **SMALL)
+    with torch.inference_mode():
+        t2i.pipeline.forward_batch([request], t2i.server_args)
+    reference = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
+        t2i_checkpoint / "scheduler"
+    )
+    reference.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3], mu=math.log(7.5))
+    assert request.timesteps.tolist() == pytest.approx(reference.timesteps.tolist())
 
 
 def centroid(image: torch.Tensor) -> tuple[float, float]:

@@ -127,6 +127,13 @@ class QwenImageEditExtPipeline(_CheckedPipeline, QwenImageEditPlusPipeline):
 
     pipeline_name = "QwenImageEditExtPipeline"
 
+    def _get_extra_allowed_modules_for_role(
+        self, role: RoleType, task_name: str
+    ) -> set[str]:
+        # The encoder role encodes references; stock knows its own pipelines by name.
+        names = super()._get_extra_allowed_modules_for_role(role, task_name)
+        return names | {"vae"} if role == RoleType.ENCODER else names
+
     def create_pipeline_stages(self, server_args: ServerArgs) -> None:
         """Text and pictures, references, noise, schedule, loop, VAE."""
         config: Any = server_args.pipeline_config
