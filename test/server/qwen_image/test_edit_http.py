@@ -6,12 +6,13 @@ import http.server
 import io
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, InternalServerError, OpenAI
 from PIL import Image
 
 from conftest import GOLDEN_ROOT
@@ -23,6 +24,11 @@ pytestmark = pytest.mark.slow
 
 GOLDEN = GOLDEN_ROOT / "qwen_image" / "edit"
 EDITS = "/v1/images/edits"
+# Offload of components is taken, and on a CPU all stays where it is.
+FLAGS = (
+    *(*FLOAT32, "--batching-max-size", "4"),
+    *("--text-encoder-cpu-offload", "true", "--vae-cpu-offload", "true"),
+)
 SMALL = {"reference_pixels": 128 * 128, "num_inference_steps": 3}
 
 
@@ -36,7 +42,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(serve: Callable[..., Server], temporary: Path) -> Server:
     # One host of this machine is allowed, under one of its names.
     environment = {"SGLANG_EXT_GEN_MEDIA_HOSTS": "localhost", "TMPDIR": str(temporary)}
-    return serve(GOLDEN / "Qwen-Image-Edit-2509", *FLOAT32, **environment)
+    return serve(GOLDEN / "Qwen-Image-Edit-2509", *FLAGS, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,57 @@ def test_several_references_and_outputs(openai: OpenAI) -> None:
     assert (read_rgb(first) != read_rgb(second)).any()
 
 
+def test_of_requests_in_one_batch_one_fails_alone(
+    server: Server, openai: OpenAI
+) -> None:
+    """Its prompt has more tokens than the transformer has positions."""
+    prompts = ["make it blue", "a much longer wish about a hill at night", "x " * 8000]
+    fields = {"negative_prompt": " ", "seed": 5, **SMALL}
+
+    def ask(prompt: str) -> bytes | InternalServerError:
+        try:
+            (image,) = edit(openai, [picture()], prompt=prompt, **fields)
+        except InternalServerError as error:
+            return error
+        return image
+
+    alone = [ask(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as users:
+        # While this one is drawn the others queue up.
+        large = {"size": "768x768", "num_inference_steps": 60}
+        busy = users.submit(edit, openai, [picture()], **large)
+        wait_until(lambda: "steps: 60" in server.log.read_text(), 60)
+        together = list(users.map(ask, prompts))
+        busy.result()
+    for image, single in zip(together[:2], alone[:2], strict=True):
+        assert isinstance(image, bytes)
+        assert isinstance(single, bytes)
+        assert psnr(image, single) >= 48
+    for error in (together[2], alone[2]):
+        assert isinstance(error, InternalServerError)
+        assert "RoPE text cache overflow" in str(error)
+    log = server.log.read_text()
+    assert "A group of 3 requests failed; each runs alone" in log
+    assert "native grouped batch" not in log
+
+    with ThreadPoolExecutor(4) as users:
+        busy = users.submit(edit, openai, [picture()], **{**large, "seed": 9})
+        wait_until(lambda: server.log.read_text().count("steps: 60") == 2, 60)
+        together = list(users.map(ask, prompts[:2]))
+        busy.result()
+    for image, single in zip(together, alone[:2], strict=True):
+        assert isinstance(image, bytes)
+        assert isinstance(single, bytes)
+        assert psnr(image, single) >= 48
+    log = server.log.read_text()
+    assert "2 requests are denoised in 1 loops" in log
+    assert "Processed native grouped batch of 2/4 request(s)" in log
+
+
+# A form holds it as JSON.
+CACHE = '{"max_warmup_steps": 1, "residual_diff_threshold": 0.9}'
+
+
 def test_fields_change_the_picture(openai: OpenAI) -> None:
     images = [picture()]
     (plain,) = edit(openai, images, negative_prompt=" ", **SMALL)
@@ -93,6 +150,9 @@ def test_fields_change_the_picture(openai: OpenAI) -> None:
         {"sigmas": [1.0, 0.9, 0.1]},
         {"true_cfg_scale": 1.5},
         {"negative_prompt": ""},
+        {"flow_shift": 9.0},
+        {"cfg_gate_step": 0.3},
+        {"enable_cache_dit": True, "cache_dit_params": CACHE},
     )
     for change in changes:
         (image,) = edit(openai, images, **{"negative_prompt": " ", **SMALL, **change})
@@ -213,7 +273,9 @@ BAD_FIELDS = {
     "input_fidelity": ("high",),
     "image": ("http://localhost/a.png",),
     # Unknown here; stock takes or ignores each of them.
-    "flow_shift": ("3",),
+    "flow_shift": ("0", "many"),
+    "cache_dit_params": ("3", '{"steps": 3}'),
+    "progressive_mode": ("dct",),
     "latents": ("[0.0]",),
     "image_path": ("/etc/passwd",),
     "task_type": ("i2i",),

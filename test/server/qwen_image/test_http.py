@@ -3,10 +3,12 @@
 
 import base64
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import torch
 from openai import OpenAI
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN_ROOT
 from images import psnr, read_rgb
-from qwen_image_runtime import write_adapter
+from qwen_image_runtime import copy_checkpoint, write_adapter
 from server.bad_requests import (
     IMAGES,
     QWEN_IMAGE,
@@ -22,6 +24,7 @@ from server.bad_requests import (
     BadRequest,
     live,
 )
+from server.one_port import wait_until
 from server.servers import FLOAT32, Server
 
 pytestmark = pytest.mark.slow
@@ -33,6 +36,8 @@ REQUEST = {
     "num_inference_steps": 4,
     "seed": 1,
 }
+# Offload of the transformer is taken, and on a CPU it stays where it is.
+FLAGS = (*FLOAT32, "--batching-max-size", "4", "--dit-cpu-offload", "true")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def server(
     checkpoint = tmp_path_factory.mktemp("any") / "folder"
     checkpoint.symlink_to(GOLDEN / "Qwen-Image", target_is_directory=True)
     # For adapters; the routes are closed by default (ideogram4/test_http.py).
-    return serve(checkpoint, *FLOAT32, SGLANG_EXT_GEN_ALLOW_CONTROL_ROUTES="1")
+    return serve(checkpoint, *FLAGS, SGLANG_EXT_GEN_ALLOW_CONTROL_ROUTES="1")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +63,8 @@ def decoded(response: Any) -> list[bytes]:
 def generate(openai: OpenAI, **fields: Any) -> list[bytes]:
     return decoded(
         openai.images.generate(
-            prompt="a red circle on white",
-            size="256x256",
+            prompt=fields.pop("prompt", "a red circle on white"),
+            size=fields.pop("size", "256x256"),
             response_format="b64_json",
             output_format="png",
             n=fields.pop("n", 1),
@@ -87,10 +92,109 @@ def test_fields_change_the_picture(openai: OpenAI) -> None:
         {"sigmas": [1.0, 0.9, 0.5, 0.1]},
         {"max_sequence_length": 2},
         {"negative_prompt": "other"},
+        {"flow_shift": 9.0},
+        {"cfg_gate_step": 0.5},
+        {"progressive_mode": "dct", "progressive_delta": 0.3},
+        {
+            "enable_cache_dit": True,
+            "cache_dit_params": {"max_warmup_steps": 1, "Fn_compute_blocks": 1}
+            | {"residual_diff_threshold": 0.9},
+        },
     )
     for change in changes:
         (image,) = generate(openai, **change)
         assert (read_rgb(image) != read_rgb(plain)).any(), change
+
+
+def test_fields_that_leave_it_as_it_is(openai: OpenAI) -> None:
+    (plain,) = generate(openai)
+    for same in (
+        {"quality": "exact"},
+        {"quality": "auto"},
+        {"attention_backend_override": "torch_sdpa"},
+        {"enable_cache_dit": False},
+    ):
+        (image,) = generate(openai, **same)
+        assert psnr(image, plain) >= 48, same
+
+
+def test_requests_of_several_users_are_one_batch(
+    server: Server, openai: OpenAI
+) -> None:
+    prompts = ["a cat", "a much longer prompt about a dog on a hill", "sky"]
+    fields = [{"prompt": text, "negative_prompt": text[:3]} for text in prompts]
+    alone = [generate(openai, **each)[0] for each in fields]
+    with ThreadPoolExecutor(4) as users:
+        # While this one is drawn the others queue up.
+        large = {"size": "768x768", "num_inference_steps": 60, "prompt": "first"}
+        busy = users.submit(generate, openai, **large)
+        wait_until(lambda: "steps: 60" in server.log.read_text(), 60)
+        together = list(users.map(lambda each: generate(openai, **each)[0], fields))
+        busy.result()
+    for image, single in zip(together, alone, strict=True):
+        assert psnr(image, single) >= 48
+    log = server.log.read_text()
+    assert "3 requests are denoised in 1 loops" in log
+    assert "Processed native grouped batch of 3/4 request(s)" in log
+
+
+def test_the_operators_fields(server: Server, openai: OpenAI, tmp_path: Path) -> None:
+    from sglang.multimodal_gen.runtime.postprocess.realesrgan_upscaler import RRDBNet
+
+    torch.manual_seed(0)
+    network = RRDBNet(3, 3, scale=4, num_feat=8, num_block=1, num_grow_ch=4)
+    torch.save(network.state_dict(), tmp_path / "upscaler.pth")
+    (image,) = generate(
+        openai,
+        perf_dump_path=str(tmp_path / "timings.json"),
+        profile=True,
+        num_profiled_timesteps=2,
+        enable_upscaling=True,
+        upscaling_model_path=str(tmp_path / "upscaler.pth"),
+        upscaling_scale=2,
+    )
+    assert read_rgb(image).shape == (512, 512, 3)
+    assert "denoising_step_3" in (tmp_path / "timings.json").read_text("utf-8")
+    assert list((server.folder / "logs").glob("*.trace.json.gz"))
+
+
+def test_rollouts(server: Server) -> None:
+    body = {
+        **{"prompt": "a red circle on white", "width": 256, "height": 256},
+        **{"num_inference_steps": 4, "seed": 1, "generator_device": "cpu"},
+        "rollout_return_dit_trajectory": True,
+    }
+    response = httpx.post(f"{server.url}/rollout/generate", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    (found,) = msgspec.msgpack.decode(response.content)
+    assert found["rollout_log_probs"]["shape"] == [4]
+    response = httpx.post(
+        f"{server.url}/rollout/generate", json={**body, "width": 100}, timeout=60
+    )
+    assert response.status_code == 400
+    assert "width: 100 given" in response.json()["error"]["message"]
+
+
+def test_weights_are_exchanged(server: Server, openai: OpenAI, tmp_path: Path) -> None:
+    original = (GOLDEN / "Qwen-Image").resolve()
+    other = copy_checkpoint(original, tmp_path / "other")
+    file = other / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["proj_out.weight"] *= 2
+    save_file(weights, file, metadata={"format": "pt"})
+    (before,) = generate(openai)
+    pictures = []
+    for folder in (other, original):
+        response = httpx.post(
+            f"{server.url}/update_weights_from_disk",
+            json={"model_path": str(folder), "target_modules": ["transformer"]},
+            timeout=120,
+        )
+        assert response.status_code == 200, response.text
+        pictures += generate(openai)
+    changed, back = pictures
+    assert psnr(changed, before) < 40
+    assert psnr(back, before) >= 48
 
 
 # The control routes of this server are open, those rows are for others.

@@ -115,7 +115,9 @@ def test_own_noise_and_schedule(generator: Any, references: list[str]) -> None:
         ("reference_pixels", 10),
         ("image_path", None),
         ("image_path", "/nowhere.png"),
-        ("flow_shift", 2.0),
+        ("flow_shift", 0.0),
+        ("enable_teacache", True),
+        ("progressive_mode", "dct"),
     ],
 )
 def test_a_bad_request_raises_before_any_work(

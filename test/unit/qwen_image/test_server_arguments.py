@@ -4,7 +4,6 @@
 None of them is ignored: each changes what is computed, or is refused by its name.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from qwen_image_runtime import copy_checkpoint, decibels, load_pipeline
 from sglang_ext_gen.errors import CheckpointError, ConfigError
+from sglang_ext_gen.models.qwen_image.checkpoint import components_from_elsewhere
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,6 @@ def test_stocks_quantization_reaches_stocks_loader(runtime, t2i_checkpoint) -> N
 @pytest.mark.parametrize(
     "options",
     [
-        {"dit_layerwise_offload": True},
         {"dit_cpu_offload": True},
         {"text_encoder_cpu_offload": True, "vae_cpu_offload": True},
         {"use_fsdp_inference": True},
@@ -130,6 +129,11 @@ def test_where_it_runs_does_not_change_the_picture(
     """Stock keeps all in place on a CPU, whatever is asked; it does so here."""
     loaded = load_pipeline(t2i_checkpoint, **options)
     assert torch.equal(loaded.pictures(**REQUEST), plain)
+
+
+def test_layers_are_not_offloaded_from_a_cpu(runtime, t2i_checkpoint) -> None:
+    with pytest.raises(ConfigError, match="dit_layerwise_offload: there is no accel"):
+        load_pipeline(t2i_checkpoint, dit_layerwise_offload=True)
 
 
 def test_stocks_offload_finds_our_transformer(t2i) -> None:
@@ -184,18 +188,23 @@ def test_graphs_find_our_transformer(t2i) -> None:
     assert qwen_image.is_qwen_transformer(transformer, inputs)
 
 
-def test_the_flags_are_known(t2i_checkpoint) -> None:
-    """Each as a word of ``sglang serve``, and it arrives in the server arguments."""
-    from sglang.multimodal_gen.runtime.server_args import ServerArgs
+@pytest.mark.parametrize(
+    ("flag", "field"),
+    [
+        ("--component-paths.vae", "component_paths"),
+        ("--vae-path", "component_paths"),
+        ("--transformer-weights-path", "transformer_weights_path"),
+        ("--component-weights-paths.transformer", "component_weights_paths"),
+    ],
+)
+def test_flags_for_parts_from_elsewhere(t2i_checkpoint, flag: str, field: str) -> None:
+    from sglang.multimodal_gen.runtime.server_args.server_args import (
+        prepare_server_args,
+    )
 
-    words = {
-        "--component-paths.vae": "component_paths",
-        "--transformer-weights-path": "transformer_weights_path",
-    }
-    parser = argparse.ArgumentParser()
-    ServerArgs.add_cli_args(parser)
-    for flag in words:
-        argv = ["--model-path", str(t2i_checkpoint), flag, str(t2i_checkpoint / "vae")]
-        arguments, unknown = parser.parse_known_args(argv)
-        server_args = ServerArgs.from_cli_args(arguments, unknown)
-        assert str(t2i_checkpoint / "vae") in str(getattr(server_args, words[flag]))
+    place = str(t2i_checkpoint / "vae")
+    argv = ["--model-path", str(t2i_checkpoint), flag, place]
+    server_args = prepare_server_args(argv)
+    assert place in str(getattr(server_args, field))
+    part = "vae" if field == "component_paths" else "transformer"
+    assert components_from_elsewhere(server_args) == {part}

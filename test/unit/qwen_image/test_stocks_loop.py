@@ -42,7 +42,7 @@ class Calls:
 
 def cached_steps(loaded: LoadedPipeline) -> tuple[list[int], list[int]]:
     """Steps of the last request that cache-dit spared: prompt, negative prompt."""
-    import cache_dit
+    from sglang.multimodal_gen.runtime.cache.cache_dit_integration import cache_dit
 
     transformer = loaded.pipeline.get_module("transformer")
     [stats, *_] = cache_dit.summary(transformer, logging=False)

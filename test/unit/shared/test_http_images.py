@@ -4,6 +4,7 @@
 Ideogram 4 is the sample family; its own limits are tested with it.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sglang_ext_gen.http.errors import Refusal
 from sglang_ext_gen.http.images import checked_image_body
 from sglang_ext_gen.http.served_model import ServedModel
 from sglang_ext_gen.models.ideogram4 import request
+from sglang_ext_gen.models.qwen_image import request as qwen_image
 
 MODEL = ServedModel(
     title="Ideogram 4",
@@ -155,3 +157,59 @@ def test_every_field_has_one_meaning():
     assert len(set(protocol)) == len(protocol)
     assert not set(protocol) & MODEL.fields
     assert not set(images.REFUSED) & (MODEL.fields - {"num_outputs_per_prompt"})
+
+
+OPEN = replace(MODEL, allows_control=True)
+OPERATORS = {
+    "profile": True,
+    "profile_all_stages": True,
+    "num_profiled_timesteps": 2,
+    "perf_dump_path": "/tmp/timings.json",
+    "enable_upscaling": True,
+    "upscaling_model_path": "/models/esrgan.pth",
+    "upscaling_scale": 2,
+}
+
+
+def test_an_open_server_takes_the_operators_fields():
+    assert set(OPERATORS) == {field.name for field in images.OPERATORS}
+    body = checked_image_body({"prompt": "a cat", **OPERATORS}, OPEN)
+    assert body == {"size": None, "prompt": "a cat", **OPERATORS}
+    for name, bad in (("profile", "yes"), ("upscaling_scale", 9)):
+        with pytest.raises(RequestError, match=name):
+            checked_image_body({"prompt": "a cat", name: bad}, OPEN)
+
+
+QWEN = ServedModel(
+    title="Qwen-Image",
+    table=qwen_image.REQUEST_FIELDS,
+    routes=frozenset({images.PATH}),
+    check=qwen_image.check_request,
+)
+
+
+def test_fields_of_stocks_loop_pass_where_a_family_has_them():
+    fields = {
+        "enable_cache_dit": True,
+        "cache_dit_params": {"max_warmup_steps": 2},
+        "cfg_gate_step": 0.5,
+        "attention_backend_override": "torch_sdpa",
+        "skip_softmax_params": {"threshold_scale_factor": 1.0},
+        "quality": "exact",
+        "flow_shift": 3.0,
+        "progressive_mode": "dct",
+        "progressive_levels": 2,
+        "progressive_delta": 0.02,
+    }
+    body = checked_image_body({"prompt": "a cat", **fields}, QWEN)
+    assert body == {"size": None, "prompt": "a cat", **fields}
+    with pytest.raises(RequestError, match="cache_dit_params: 3 given, expected an ob"):
+        checked_image_body({"prompt": "a cat", "cache_dit_params": 3}, QWEN)
+
+
+def test_no_wish_for_a_quality_is_taken_by_every_family():
+    for model in (MODEL, QWEN):
+        body = checked_image_body({"prompt": "a cat", "quality": "auto"}, model)
+        assert body == {"size": None, "prompt": "a cat"}
+    with pytest.raises(RequestError, match="quality: 'hd' given"):
+        checked_image_body({"prompt": "a cat", "quality": "hd"}, QWEN)

@@ -19,6 +19,7 @@ from sglang.multimodal_gen.configs.pipeline_configs.qwen_image import (
     _shard_qwen_edit_freqs_cis_for_sp,
 )
 from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
+from sglang.multimodal_gen.runtime.platforms import current_platform
 from sglang.multimodal_gen.runtime.utils.vision import preprocess_image
 from torch import Tensor
 
@@ -99,7 +100,7 @@ class QwenImageConfig(FamilyPipelineConfig):
         return torch.float32
 
     def check_options(self, server_args: Any) -> None:
-        """Our FP8 weights are made of the release's; refuse a damaged checkpoint.
+        """Refuse what our FP8 weights or a CPU cannot do, and a damaged checkpoint.
 
         Raises:
             ConfigError: Names the options.
@@ -114,6 +115,11 @@ class QwenImageConfig(FamilyPipelineConfig):
                     raise ConfigError(
                         f"{name}.transformer: not with weight_format fp8; {_MADE}"
                     )
+        if current_platform.is_cpu() and server_args.has_layerwise_offload_components():
+            # Stock would find it in a worker, after loading.
+            raise ConfigError(
+                "dit_layerwise_offload: there is no accelerator to offload from"
+            )
         folder = Path(server_args.model_path)
         if folder.is_dir():
             without = components_from_elsewhere(server_args)
