@@ -36,10 +36,16 @@ def test_qwen_image_on_two_ranks(tmp_path: Path) -> None:
     assert psnr(picture, folder / "golden.png") >= MIN_DB
 
 
-def test_qwen_image_edit(tmp_path: Path) -> None:
+def test_qwen_image_edit_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the search for the fastest kernels, which takes minutes.
+    monkeypatch.setenv("SGLANG_TORCH_COMPILE_MODE", "default")
+    monkeypatch.setenv("SGLANG_VAE_TORCH_COMPILE_MODE", "default")
     folder, picture = GOLDEN_ROOT / "qwen_image/edit", tmp_path / "circle.png"
     request = {**golden_request("edit"), "image_path": str(folder / "input_0.png")}
-    plain_generate(folder / "Qwen-Image-Edit-2509", picture, request, *FLOAT32)
+    flags = ("--enable-torch-compile", "true", *FLOAT32)
+    plain_generate(folder / "Qwen-Image-Edit-2509", picture, request, *flags)
     assert psnr(picture, folder / "golden.png") >= MIN_DB
 
 

@@ -105,6 +105,17 @@ def test_not_with_our_fp8_weights(runtime, t2i_checkpoint, options, named) -> No
         load_pipeline(t2i_checkpoint, weight_format="fp8", **options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"cache_dit_config": "a.yaml"}, {"regional_compile": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_has_no_use_is_refused(runtime, t2i_checkpoint, options) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=name):
+        load_pipeline(t2i_checkpoint, enable_torch_compile=True, **options)
+
+
 def test_stocks_quantization_reaches_stocks_loader(runtime, t2i_checkpoint) -> None:
     """On a CPU it cannot be done, and that is said."""
     with pytest.raises(ValueError, match="awq"):

@@ -82,7 +82,12 @@ class QwenImageConfig(FamilyPipelineConfig):
     """What generation and edits share."""
 
     load_options = LOAD_OPTIONS
-    refused: ClassVar[dict[str, str]] = {}
+    refused: ClassVar[dict[str, str]] = {
+        "cache_dit_config": "it is read by the diffusers backend; the variables "
+        "SGLANG_CACHE_DIT_* and the request's cache_dit_params are there",
+        "regional_compile": "stock's transformer names no regions; "
+        "enable_torch_compile alone compiles all of it",
+    }
     # A component that stock's strict loaders refuse must not be loaded by diffusers.
     native_only_components: ClassVar[tuple[str, ...]] = (
         "transformer",
