@@ -100,7 +100,9 @@ def test_unsupported_fields_are_refused(t2i: LoadedPipeline, field, value) -> No
 
 def test_a_shift_of_the_requests_own(t2i: LoadedPipeline, t2i_checkpoint) -> None:
     """The one that a size has, given as a number, changes nothing."""
-    import diffusers
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+        FlowMatchEulerDiscreteScheduler,
+    )
 
     (plain,) = t2i.requests(**SMALL)
     with torch.inference_mode():
@@ -112,7 +114,7 @@ def test_a_shift_of_the_requests_own(t2i: LoadedPipeline, t2i_checkpoint) -> Non
     (request,) = t2i.requests(flow_shift=7.5, **SMALL)
     with torch.inference_mode():
         t2i.pipeline.forward_batch([request], t2i.server_args)
-    reference = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
+    reference: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(
         t2i_checkpoint / "scheduler"
     )
     reference.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3], mu=math.log(7.5))
