@@ -73,6 +73,7 @@ class QwenImageExtSamplingParams(FamilySamplingParams):
 
     title = "Qwen-Image"
     request_fields = REQUEST_FIELDS
+    has_teacache = False
     # A picture to work from is refused in words of its own.
     also_used = frozenset({*_OF_STOCKS_LOOP, *_OF_ROLLOUT, "latents", "image_path"})
 
