@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 import torch
 from openai import OpenAI
@@ -167,6 +166,10 @@ def test_the_operators_fields(server: Server, openai: OpenAI, tmp_path: Path) ->
 
 
 def test_rollouts(server: Server) -> None:
+    from sglang.multimodal_gen.runtime.entrypoints.post_training.rollout_api import (
+        msgspec,
+    )
+
     body = {
         **{"prompt": "a red circle on white", "width": 256, "height": 256},
         **{"num_inference_steps": 4, "seed": 1, "generator_device": "cpu"},
