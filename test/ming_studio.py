@@ -77,7 +77,7 @@ class Studio:
             thinker,  # type: ignore[arg-type]
         )
         self.denoise = stages.MingOmniDenoisingStage(
-            {"transformer": transformer}, SCHEDULER.at(root).config
+            None, transformer, SCHEDULER.at(root).config
         )
         self.decode = stages.MingOmniDecodingStage({"vae": modules["vae"]}, vae_config)
 

@@ -22,7 +22,10 @@ import cache_dit
 import torch
 from cache_dit import BlockAdapter, BlockAdapterRegister, ForwardPattern
 from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
-from sglang.multimodal_gen.runtime.managers.forward_context import set_forward_context
+from sglang.multimodal_gen.runtime.managers.forward_context import (
+    get_forward_context,
+    set_forward_context,
+)
 from sglang.multimodal_gen.runtime.pipelines_core.schedule_batch import Req
 from sglang.multimodal_gen.runtime.pipelines_core.stages import DenoisingStage
 from sglang.multimodal_gen.runtime.pipelines_core.stages.denoising import (
@@ -120,12 +123,27 @@ class BatchedDenoisingStage(DenoisingStage):
                 )
         return batches
 
-    def run_transformer(self, transformer: nn.Module, **inputs: Any) -> Tensor:
-        """Call a transformer, through its CUDA graph where there is one."""
-        runner = self._maybe_get_bcg_runner(transformer)
-        if runner is None:
-            return transformer(**inputs)
-        return self._bcg_run(runner, inputs, transformer)
+    def run_transformer(
+        self, transformer: nn.Module, *, time: Tensor, **inputs: Any
+    ) -> Tensor:
+        """Call a transformer, through its CUDA graph where there is one.
+
+        Args:
+            transformer: One of the stage's.
+            time: What the call is told of the step.
+            inputs: The rest of what it takes.
+        """
+        inputs["time"] = time
+        transformer.begin_step(get_forward_context().current_timestep, time)
+        runner = None
+        if transformer.may_reuse is None:
+            # A graph would replay what one step decided in every step.
+            runner = self._maybe_get_bcg_runner(transformer)
+        if runner is not None:
+            return self._bcg_run(runner, inputs, transformer)
+        output = transformer(**inputs)
+        transformer.end_step()
+        return output
 
     def use_transformer(self, transformer: nn.Module, batch: Req) -> None:
         """Have a transformer where it can compute, until another one is asked for."""
@@ -161,6 +179,7 @@ class BatchedDenoisingStage(DenoisingStage):
         # A step of no length changes nothing and runs no transformer.
         moves = (times[:-1] != times[1:]).tolist()
         self._maybe_enable_cache_dit_and_torch_compile(sum(moves), batch)
+        self._begin_step_caches(batch, moves)
         self.use_transformer(self.transformer, batch)
         with set_forward_context(0, attn_metadata=None, forward_batch=batch):
             latents, state = self.prepare(group, times, server_args)
@@ -186,6 +205,15 @@ class BatchedDenoisingStage(DenoisingStage):
             extra={"group": group, "state": state, "moves": moves},
         )
 
+    def _begin_step_caches(self, batch: Req, moves: list[bool]) -> None:
+        params = batch.teacache_params if batch.enable_teacache else None
+        moving = [index for index, is_moving in enumerate(moves) if is_moving]
+        for transformer in self._transformers():
+            transformer.begin_loop(params, must_run=(*moving[:1], *moving[-1:]))
+
+    def _transformers(self) -> list[nn.Module]:
+        return [t for t in (self.transformer, self.transformer_2) if t is not None]
+
     def _prepare_step_attn_metadata(self, *args: Any, **kwargs: Any) -> None:
         """None: what attention needs to know is in the family's state."""
 
@@ -209,7 +237,7 @@ class BatchedDenoisingStage(DenoisingStage):
     ) -> None:
         scatter(ctx.extra["group"], ctx.latents, ctx.trajectory_latents, ctx.timesteps)
         if self._is_cached(batch) and not batch.is_warmup:
-            for transformer in filter(None, (self.transformer, self.transformer_2)):
+            for transformer in self._transformers():
                 self.log_info("%s", steps_reused(transformer))
 
     def verify_input(self, batch: Req, server_args: ServerArgs) -> VerificationResult:

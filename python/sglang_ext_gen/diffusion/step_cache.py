@@ -7,7 +7,7 @@ some steps can add what the step before added. Source: the TeaCache paper
 rows and ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from sglang.multimodal_gen.configs.sample.teacache import TeaCacheParams
@@ -25,44 +25,78 @@ class StepCachedTransformer(TeaCacheMixin):
     """Mixin of a transformer whose blocks can be left out in a step.
 
     Guidance branches are rows of one batch, or transformers of their own, so a
-    transformer sees one call a step.
+    transformer sees one call a step. What is decided for a step is decided before the
+    call: the call itself stays one graph for torch.compile.
+
+    Args:
+        may_reuse: Whether this step may add what the step before added; None where the
+            request has no such cache.
+        reused_steps: Steps of the last request that did.
     """
 
     prefix = ""
+    may_reuse: bool | None = None
     reused_steps = 0
+    _has_reused = False
+    _params: TeaCacheParams | None = None
+    _must_run: Collection[int] = ()
 
-    def reset_teacache_state(self) -> None:
-        """Forget the last request; stock calls it before each."""
-        super().reset_teacache_state()
-        self.reused_steps = 0
+    def time_signal(self, time: Tensor) -> Tensor:
+        """The time embedding that modulates the blocks, of any shape."""
+        raise NotImplementedError
 
-    def run_blocks(
-        self, x: Tensor, signal: Tensor, blocks: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def begin_loop(
+        self, params: TeaCacheParams | None, must_run: Collection[int]
+    ) -> None:
+        """Forget the last request.
+
+        Args:
+            params: Of this one; None without a cache.
+            must_run: Steps that run whatever the signal is, such as the first.
+        """
+        self.reset_teacache_state()
+        self._params, self._must_run = params, must_run
+        self.may_reuse, self.reused_steps = None, 0
+
+    def begin_step(self, index: int, time: Tensor) -> None:
+        """Decide whether the next call may leave its blocks out.
+
+        Args:
+            index: Of the step.
+            time: What the call gets.
+        """
+        if self._params is None:
+            return
+        self.may_reuse = not self._compute_teacache_decision(
+            modulated_inp=self.time_signal(time),
+            is_boundary_step=index in self._must_run,
+            coefficients=self._params.get_coefficients(),
+            teacache_thresh=self._params.teacache_thresh,
+        )
+
+    def end_step(self) -> None:
+        """Count the call."""
+        self.reused_steps += self._has_reused
+
+    def run_blocks(self, x: Tensor, blocks: Callable[[Tensor], Tensor]) -> Tensor:
         """``blocks(x)``, or x and what the blocks added last, where that will do.
 
         Args:
             x: [B, S, D] before the blocks.
-            signal: The time embedding.
             blocks: All of them.
         """
-        context = self._get_teacache_context()
-        if context is None:
+        if self.may_reuse is None:
+            self._has_reused = False
             return blocks(x)
-        last, residual = context.num_inference_steps - 1, self.previous_residual
-        must_run = self._compute_teacache_decision(
-            modulated_inp=signal,
-            is_boundary_step=context.current_timestep in (0, last),
-            coefficients=context.coefficients,
-            teacache_thresh=context.teacache_thresh,
-        )
+        residual = self.previous_residual
         # Where guidance ends there are fewer rows.
-        if must_run or residual is None or residual.shape != x.shape:
-            y = blocks(x)
-            self.previous_residual = y - x
-            return y
-        self.reused_steps += 1
-        return x + residual
+        is_usable = residual is not None and residual.shape == x.shape
+        self._has_reused = self.may_reuse and is_usable
+        if residual is not None and self._has_reused:
+            return x + residual
+        y = blocks(x)
+        self.previous_residual = y - x
+        return y
 
 
 def read_teacache_params(value: Any) -> TeaCacheParams:

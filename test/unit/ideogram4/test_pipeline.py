@@ -88,7 +88,6 @@ def test_equal_prompts_are_encoded_once(float32_pipeline) -> None:
         ("cfg_normalization", 0.5),
         ("condition_inputs", {"control": 1}),
         ("diffusers_kwargs", {"output_type": "latent"}),
-        ("enable_teacache", True),
         ("fps", 30),
         ("image_path", "input.png"),
         ("max_sequence_length", 512),

@@ -134,7 +134,7 @@ def pixels_from_zero(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pad_tokens_of_zero(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    transformer: Any = studio.denoise.modules["transformer"]
+    transformer: Any = studio.denoise.transformer
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
         monkeypatch.setattr(token, "data", torch.zeros_like(token))
 

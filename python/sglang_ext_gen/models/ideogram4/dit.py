@@ -249,6 +249,10 @@ class Ideogram4Transformer(
         projected = self.llm_cond_proj(normed) * text.mask[..., None]
         return projected + self.embed_image_indicator.weight[TEXT_ROW]
 
+    def time_signal(self, time: Tensor) -> Tensor:
+        """What modulates all layers: scalar float32 -> [1, 1, A]."""
+        return F.silu(self.adaln_proj(self.t_embedding(time.to(self.dtype))))
+
     def pack(self, position_ids: Tensor, mask: Tensor | None) -> PackedSequence:
         """Prepare what attention needs, once per request.
 
@@ -296,13 +300,13 @@ class Ideogram4Transformer(
         if text_rows is not None:
             x = torch.cat([text_rows, x], dim=1)  # [B, S, D]
         num_tokens = x.shape[1]
-        adaln = F.silu(self.adaln_proj(self.t_embedding(time.to(self.dtype))))
+        adaln = self.time_signal(time)
 
         def blocks(x: Tensor) -> Tensor:
             for layer in self.layers:
                 x = layer(x, adaln, sequence)
             return x
 
-        x = self.run_blocks(shard_like(x, sequence.shard), adaln, blocks)
+        x = self.run_blocks(shard_like(x, sequence.shard), blocks)
         velocity = gather_seq(self.final_layer(x, adaln), num_tokens)
         return velocity[:, num_tokens - latents.shape[1] :].float()

@@ -301,7 +301,7 @@ class ZImageTransformer(
             [k B, C, h, w] float32, from noise to picture: minus what the scheduler
             calls the velocity.
         """
-        embedding = self.t_embedder(time.float() * self.config.t_scale)
+        embedding = self.time_signal(time)
         x = self._embed(latents)
         num_tokens = x.shape[1]
         if canvas.reference is not None:
@@ -323,9 +323,13 @@ class ZImageTransformer(
                 x = block(x, rotation, embedding)
             return x
 
-        x = self.run_blocks(x, embedding, blocks)
+        x = self.run_blocks(x, blocks)
         patches = gather_seq(self.final_layer(x[:, :local], embedding), padded)
         return _to_latents(patches[:, :num_tokens].float(), canvas.grid)
+
+    def time_signal(self, time: Tensor) -> Tensor:
+        """What modulates all layers: scalar float32 -> [1, A]."""
+        return self.t_embedder(time.float() * self.config.t_scale)
 
     def _embed(self, latents: Tensor) -> Tensor:
         return self.x_embedder(_to_patches(latents).to(self.dtype))
