@@ -15,12 +15,14 @@ offload, profiling and NVTX marks.
 
 import time
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import cache_dit
 import torch
 from cache_dit import BlockAdapter, BlockAdapterRegister, ForwardPattern
+from cache_dit.caching import FakeDiffusionPipeline
 from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
 from sglang.multimodal_gen.runtime.managers.forward_context import (
     get_forward_context,
@@ -41,7 +43,17 @@ from sglang.multimodal_gen.runtime.server_args import (
 )
 from torch import Tensor, nn
 
+from sglang_ext_gen.diffusion.step_cache import read_teacache_params
+from sglang_ext_gen.errors import RequestError
+
 _GROUP = "denoising_group"
+# Words of stock's refusals -> the request field that they are about.
+_LOOP_FIELDS = {
+    "attention backend override": "attention_backend_override",
+    "attention_backend_override": "attention_backend_override",
+    "cache_dit_params": "cache_dit_params",
+    "skip_softmax_params": "skip_softmax_params",
+}
 
 
 class StepScheduler:
@@ -113,6 +125,7 @@ class BatchedDenoisingStage(DenoisingStage):
         groups: dict[Hashable, list[Req]] = {}
         for batch in batches:
             groups.setdefault(self.batch_key(batch, server_args), []).append(batch)
+        self.log_info("%d requests in %d loops", len(batches), len(groups))
         for group in groups.values():
             start = time.perf_counter()
             group[0].extra[_GROUP] = group
@@ -178,7 +191,8 @@ class BatchedDenoisingStage(DenoisingStage):
         times = self.schedule(batch, server_args)
         # A step of no length changes nothing and runs no transformer.
         moves = (times[:-1] != times[1:]).tolist()
-        self._maybe_enable_cache_dit_and_torch_compile(sum(moves), batch)
+        with _refusing():
+            self._maybe_enable_cache_dit_and_torch_compile(sum(moves), batch)
         self._begin_step_caches(batch, moves)
         self.use_transformer(self.transformer, batch)
         with set_forward_context(0, attn_metadata=None, forward_batch=batch):
@@ -205,8 +219,24 @@ class BatchedDenoisingStage(DenoisingStage):
             extra={"group": group, "state": state, "moves": moves},
         )
 
+    def _maybe_enable_cache_dit(
+        self, num_inference_steps: int | tuple[int, int], batch: Req
+    ) -> None:
+        if batch.enable_cache_dit and self.server_args.enable_breakable_cuda_graph:
+            raise RequestError(
+                "enable_cache_dit", "the server replays CUDA graphs of whole steps"
+            )
+        super()._maybe_enable_cache_dit(num_inference_steps, batch)
+        # cache-dit marks the class of what it mounts on, shared by all, and leaves the
+        # mark when it unmounts: there would be no second time.
+        FakeDiffusionPipeline._is_cached = False
+
     def _begin_step_caches(self, batch: Req, moves: list[bool]) -> None:
-        params = batch.teacache_params if batch.enable_teacache else None
+        params = None
+        if batch.enable_teacache:
+            if self._cache_dit_requested_for_batch(batch):
+                raise RequestError("enable_teacache", "not together with cache-dit")
+            params = read_teacache_params(batch.teacache_params)
         moving = [index for index, is_moving in enumerate(moves) if is_moving]
         for transformer in self._transformers():
             transformer.begin_loop(params, must_run=(*moving[:1], *moving[-1:]))
@@ -243,6 +273,19 @@ class BatchedDenoisingStage(DenoisingStage):
     def verify_input(self, batch: Req, server_args: ServerArgs) -> VerificationResult:
         """Nothing: stock's fields are not what these families hand on."""
         return VerificationResult()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Stock's refusals of what a request asks of the loop, as ours."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for words, field in _LOOP_FIELDS.items():
+            if words in message.lower():
+                raise RequestError(field, message) from error
+        raise
 
 
 def output_seeds(batch: Req) -> list[int]:

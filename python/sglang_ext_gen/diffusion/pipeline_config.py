@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from sglang.multimodal_gen import envs
 from sglang.multimodal_gen.runtime.utils.argparse import StoreBoolean
 
 from sglang_ext_gen.errors import ConfigError
@@ -65,6 +66,16 @@ class FamilyPipelineConfig:
     def supports_dynamic_batching(self) -> bool:
         """True for every task: requests of several users may be one group."""
         return True
+
+    def supports_dynamic_batching_for_request(self, batch: Any) -> bool:
+        """False where a cache over the steps decides from what it sees.
+
+        What it decides must not depend on a neighbour in the batch.
+        """
+        is_cached = batch.enable_cache_dit
+        if is_cached is None:
+            is_cached = envs.SGLANG_CACHE_DIT_ENABLED
+        return not (is_cached or batch.enable_teacache)
 
     def supports_batching_image_conditioning(self) -> bool:
         """True: each request of a group keeps its own pictures."""

@@ -67,10 +67,11 @@ class FamilySamplingParams(SamplingParams):
     def image_request_extra_fields(cls) -> frozenset[str]:
         """Fields that the HTTP image endpoint takes from the body.
 
-        ``image_path`` comes from an upload; a client cannot set it.
+        ``image_path`` comes from an upload; a client cannot set it. Of SGLang's own
+        fields its endpoint passes on all others.
         """
         names = {field.name for field in cls.request_fields}
-        return frozenset(names - _OF_SGLANG | names & {"image_path"})
+        return frozenset(names - _OF_SGLANG | names & {"image_path", "teacache_params"})
 
     @classmethod
     def video_request_extra_fields(cls) -> frozenset[str]:
@@ -123,7 +124,7 @@ class FamilySamplingParams(SamplingParams):
         used |= SERVED_BY_SGLANG | _OF_THE_LOOP
         if self.has_teacache:
             used |= _OF_TEACACHE
-            self.teacache_params = read_teacache_params(self.teacache_params)
+            read_teacache_params(self.teacache_params)
         refuse_unused_fields(self, used, self.title)
         self.check(server_args)
         kept = {name: getattr(self, name) for name in _KEPT}

@@ -99,26 +99,22 @@ class StepCachedTransformer(TeaCacheMixin):
         return y
 
 
-def read_teacache_params(value: Any) -> TeaCacheParams:
+def read_teacache_params(value: dict[str, Any] | None) -> TeaCacheParams:
     """The request's parameters with the families' defaults.
 
     Args:
-        value: ``TeaCacheParams``, a mapping with ``teacache_thresh``, or None.
+        value: With ``teacache_thresh``, or None.
 
     Raises:
         RequestError: For field ``teacache_params``.
     """
-    if isinstance(value, TeaCacheParams):
-        return value
-    given = {} if value is None else value
-    if not isinstance(given, dict) or set(given) - {"teacache_thresh"}:
-        raise RequestError(
-            "teacache_params", f"{value!r} given, expected {{'teacache_thresh': 0.25}}"
-        )
+    given = value or {}
     threshold = given.get("teacache_thresh", DEFAULT_THRESHOLD)
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if set(given) - {"teacache_thresh"} or not is_number:
         raise RequestError(
-            "teacache_params", f"teacache_thresh {threshold!r} given, expected a number"
+            "teacache_params",
+            f"{value!r} given, expected {{'teacache_thresh': {DEFAULT_THRESHOLD}}}",
         )
     return TeaCacheParams(
         teacache_thresh=float(threshold), coefficients=list(_COEFFICIENTS)

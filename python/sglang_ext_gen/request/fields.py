@@ -266,6 +266,27 @@ STOCKS_LOOP: tuple[RequestField, ...] = (
     ),
 )
 
+_OF_OUR_LOOP = (
+    *("attention_backend_override", "skip_softmax_params"),
+    *("enable_cache_dit", "cache_dit_params"),
+)
+# The same for families on our own stage, whose transformers have TeaCache, too.
+OUR_LOOP: tuple[RequestField, ...] = (
+    *(field for field in STOCKS_LOOP if field.name in _OF_OUR_LOOP),
+    RequestField(
+        "enable_teacache",
+        "bool",
+        "Leave out the blocks of steps at which the time embedding changes little "
+        "(TeaCache).",
+        default=False,
+    ),
+    RequestField(
+        "teacache_params",
+        "object",
+        "Settings of TeaCache: teacache_thresh, 0.25 by default; larger is faster.",
+    ),
+)
+
 
 def carries(table: Iterable[RequestField]) -> Callable[[type[T]], type[T]]:
     """Class decorator, below ``@dataclass``: a dataclass field for each row.

@@ -12,6 +12,7 @@ Data flow, in the order of the files:
     packing.py          text and image tokens in one sequence     [B, T + I]
     schedule.py         logit-normal times, guidance per step
     dit.py              latents, features, time -> velocity       [B, I, C]
+    cuda_graphs.py      prompts of many lengths through few graphs
     stages.py           text encoding, denoising, decoding stages
     latent_statistics.py  the VAE's latents are normalised by these numbers
     pipeline.py         components and stage order

@@ -22,6 +22,7 @@ from sglang.multimodal_gen.runtime.distributed.sp_shard_utils import (
     tail_attn_meta,
 )
 from sglang.multimodal_gen.runtime.layers.attention import (
+    DynamicVarlenMaskMeta,
     USPAttention,
     build_varlen_mask_meta,
 )
@@ -64,14 +65,15 @@ class PackedSequence:
         sin: [B, S_local, 1, d / 2].
         shard: How the S tokens are spread over sequence-parallel ranks.
         mask: [B, S_local] bool, false at padding; None when there is none.
-        mask_meta: SGLang's metadata for masked kernels, or None.
+        mask_meta: SGLang's metadata for masked kernels, or None; under CUDA graphs
+            an object that makes them anew from the mask of each replay.
     """
 
     cos: Tensor
     sin: Tensor
     shard: SpShard
     mask: Tensor | None
-    mask_meta: dict | None
+    mask_meta: dict | DynamicVarlenMaskMeta | None
 
 
 class Ideogram4Attention(nn.Module):
@@ -238,6 +240,8 @@ class Ideogram4Transformer(
             for _ in range(config.num_layers)
         )
         self.final_layer = Ideogram4FinalLayer(config, is_quantized, dtype)
+        # One for all requests: a graph is found by what its inputs are.
+        self.replayed_mask_meta = DynamicVarlenMaskMeta()
 
     def project_text(self, text: PackedText) -> Tensor:
         """Text rows of the packed sequence, constant over the steps.

@@ -16,6 +16,7 @@ from typing import Any
 from sglang_ext_gen.errors import RequestError
 from sglang_ext_gen.request.fields import (
     NUM_OUTPUTS,
+    OUR_LOOP,
     SEED,
     RequestField,
     check_given,
@@ -136,6 +137,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "Refused: this model has no negative prompt.",
         batched_apart=False,
     ),
+    *OUR_LOOP,
 )
 
 

@@ -20,6 +20,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from sglang.multimodal_gen.runtime.breakable_cuda_graph.prompt_padding import (
+    register_prompt_padder,
+)
 from sglang.multimodal_gen.runtime.disaggregation.roles import RoleType
 from sglang.multimodal_gen.runtime.distributed import get_local_torch_device
 from sglang.multimodal_gen.runtime.distributed.communication_op import (
@@ -45,6 +48,7 @@ from torch import Tensor
 
 from sglang_ext_gen.diffusion.denoising import BatchedDenoisingStage, output_seeds
 from sglang_ext_gen.diffusion.stage import FamilyStage, output_batch
+from sglang_ext_gen.models.ideogram4.cuda_graphs import pad_prompt
 from sglang_ext_gen.models.ideogram4.dit import Ideogram4Transformer, PackedSequence
 from sglang_ext_gen.models.ideogram4.latent_statistics import (
     LATENT_SCALE,
@@ -69,6 +73,11 @@ from sglang_ext_gen.models.ideogram4.text_encoder import (
     Ideogram4TextEncoder,
     check_prompt_length,
     tokenize_prompt,
+)
+
+# CUDA graphs of the transformer take prompts of many lengths.
+register_prompt_padder(
+    lambda model, _: isinstance(model, Ideogram4Transformer), pad_prompt
 )
 
 

@@ -16,6 +16,7 @@ from sglang_ext_gen.models.ming_omni.sizes import BUCKETS
 from sglang_ext_gen.models.ming_omni.thinker_protocol import refuse_reserved
 from sglang_ext_gen.request.fields import (
     NUM_OUTPUTS,
+    OUR_LOOP,
     SEED,
     RequestField,
     check_given,
@@ -95,6 +96,7 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         maximum=100,
         default=2.0,
     ),
+    *OUR_LOOP,
 )
 
 
