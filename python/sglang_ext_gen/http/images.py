@@ -100,7 +100,6 @@ _OPERATOR = f"only the operator of the server can switch this on, by {_SWITCH}"
 REFUSED: dict[str, str] = {
     "diffusers_kwargs": "arguments cannot be handed to diffusers; use named fields",
     "enable_spectrum": "this model has no Spectrum",
-    "enable_teacache": "this model has no TeaCache",
     "image_path": _SERVER_PATH,
     "lora_path": _SERVER_PATH,
     "moderation": "this server does not moderate",

@@ -16,7 +16,8 @@ def test_defaults_are_those_of_the_table() -> None:
     declared = params.values()
     given = {name: value for name, value in declared.items() if value is not None}
     size = {"width": 1024, "height": 1024}
-    assert given == {**size, "seed": 42, "num_outputs_per_prompt": 1}
+    own = {"seed": 42, "num_outputs_per_prompt": 1, "enable_teacache": False}
+    assert given == {**size, **own}
     assert params.data_type.name == "IMAGE"
     names = [field.name for field in fields(params)]
     assert set(declared) <= set(names)
@@ -24,7 +25,7 @@ def test_defaults_are_those_of_the_table() -> None:
 
 def test_interfaces_are_derived_from_the_table() -> None:
     assert sampling_params.Ideogram4FP8SamplingParams.image_request_extra_fields() == {
-        *("preset", "guidance_schedule", "mu", "std")
+        *("preset", "guidance_schedule", "mu", "std", "teacache_params")
     }
     parser = argparse.ArgumentParser()
     add_request_flags(parser, "Ideogram 4", REQUEST_FIELDS)

@@ -152,7 +152,6 @@ def test_bad_fields_are_named(model, words, field, capsys):
         (["--no-unconditional", "--guidance-scale", "3"], "guidance_scale: guidance 3"),
         (["--steps", "4"], "--steps"),
         (["--lora-path", "adapter"], "lora_path: LoRA is not supported"),
-        (["--enable-torch-compile", "true"], "enable_torch_compile: not supported"),
         (["--dit-precision", "int4"], "--dit-precision"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",

@@ -141,7 +141,9 @@ def test_refused_names_say_why(name: str):
 
 
 def test_other_unknown_names_list_the_known_ones():
-    with pytest.raises(Refusal, match="known fields: background, ") as caught:
+    with pytest.raises(
+        Refusal, match="known fields: attention_backend_override, "
+    ) as caught:
         check(guidance=3)
     assert (caught.value.param, caught.value.code) == ("guidance", "unknown_field")
 
