@@ -33,13 +33,14 @@ prompt_padding = LazyModule(
 
 # Inductor sums in another order.
 COMPILED_DB = 110
-# What a few reused steps of 20 cost.
-REUSED_DB = 30
+# What reused steps cost this untrained model: measured 43.6 dB with one of 20 steps
+# (TeaCache) and 37.2 dB with four (cache-dit).
+REUSED_DB = 35
 CACHES: dict[str, dict[str, Any]] = {
-    "TeaCache": {"enable_teacache": True, "teacache_params": {"teacache_thresh": 0.2}},
+    "TeaCache": {"enable_teacache": True, "teacache_params": {"teacache_thresh": 0.7}},
     "cache-dit": {
         "enable_cache_dit": True,
-        "cache_dit_params": {"max_warmup_steps": 4, "residual_diff_threshold": 0.5},
+        "cache_dit_params": {"max_warmup_steps": 4, "residual_diff_threshold": 0.35},
     },
 }
 
@@ -103,7 +104,7 @@ def test_compiled_it_draws_the_same_and_recompiles_for_another_size_only(
     compiled = open_studio(enable_torch_compile=True, warmup_mode="off")
     graphs = []
     with counted_graphs() as counters:
-        for other in ({}, {"seed": 5}, {"width": 96}, {"height": 128}):
+        for other in ({}, {"seed": 5}, {"width": 96, "height": 128}, {"width": 80}):
             [got], [want] = (
                 s.latents([s.request(**{**fields, **other})])
                 for s in (compiled, studio)
@@ -112,8 +113,8 @@ def test_compiled_it_draws_the_same_and_recompiles_for_another_size_only(
             assert decibels(got / scale, want / scale) > COMPILED_DB
             graphs.append(counters["stats"]["unique_graphs"])
         assert not counters["graph_break"]
-    assert graphs[:2] == [1, 1]
-    assert graphs[2:] == [2, 2]
+    # One, and one more for any size.
+    assert graphs == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("name", CACHES)
