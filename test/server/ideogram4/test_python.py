@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 # Where the weights wait between their uses must not be seen in a picture.
 OFFLOADED = {
-    "dit_layerwise_offload": True,
+    "dit_cpu_offload": True,
     "text_encoder_cpu_offload": True,
     "vae_cpu_offload": True,
 }

@@ -150,7 +150,6 @@ def test_the_attention_that_there_is_can_be_asked_for(float32_pipeline) -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        {"dit_layerwise_offload": True},
         {"dit_cpu_offload": True},
         {"text_encoder_cpu_offload": True, "vae_cpu_offload": True},
     ],
