@@ -75,7 +75,7 @@ def check_graph_inputs(module: Any, inputs: dict[str, Any]) -> tuple[Any, ...]:
     from sglang.multimodal_gen.runtime.breakable_cuda_graph import runner
 
     key = runner._signature_kwargs(inputs)
-    static = runner._map_tensors(inputs, torch.clone)
+    static: Any = runner._map_tensors(inputs, torch.clone)
     assert runner._signature_kwargs(static) == key
     assert torch.equal(call(module, static), call(module, inputs))
     return key

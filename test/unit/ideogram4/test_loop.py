@@ -27,8 +27,15 @@ prompt_padding = LazyModule(
 )
 
 PROMPT = "a red fox in the snow at night"
-SHORT = {"num_inference_steps": 4, "guidance_schedule": [7.0, 5.0, 3.0, 1.0]}
-LONG = {"preset": "V4_DEFAULT_20"}
+SHORT: dict[str, Any] = {
+    "num_inference_steps": 4,
+    "guidance_schedule": [7.0, 5.0, 3.0, 1.0],
+}
+LONG: dict[str, Any] = {"preset": "V4_DEFAULT_20"}
+SHAPES: tuple[dict[str, Any], ...] = (
+    *({}, {}, {"width": 320}, {"height": 320}),
+    *({"prompt": "ok"}, {"prompt": "a red fox", "width": 288}),
+)
 # Inductor sums in another order: measured 130 dB.
 COMPILED_DB = 110
 # What a few reused steps of 20 cost this untrained model: measured 54.7 (TeaCache) and
@@ -71,10 +78,7 @@ def test_compiled_it_draws_the_same_and_recompiles_for_another_size_only(
     compiled = load_pipeline("fp32", enable_torch_compile=True, warmup_mode="off")
     graphs = []
     with counted_graphs() as counters:
-        for fields in (
-            *({}, {}, {"width": 320}, {"height": 320}),
-            *({"prompt": "ok"}, {"prompt": "a red fox", "width": 288}),
-        ):
+        for fields in SHAPES:
             picture = drawn(compiled, **SHORT, **fields)
             plain = drawn(float32_pipeline, **SHORT, **fields)
             assert decibels(picture, plain) > COMPILED_DB
@@ -108,8 +112,8 @@ def test_cache_dit_by_variable(float32_pipeline, monkeypatch) -> None:
     monkeypatch.setenv("SGLANG_CACHE_DIT_WARMUP", "4")
     monkeypatch.setenv("SGLANG_CACHE_DIT_RDT", "0.5")
     assert torch.equal(drawn(float32_pipeline, **LONG), cached)
-    without = {"enable_cache_dit": False}
-    assert torch.equal(drawn(float32_pipeline, **LONG, **without), whole)
+    without = drawn(float32_pipeline, **LONG, enable_cache_dit=False)
+    assert torch.equal(without, whole)
 
 
 def test_a_cached_request_is_alone_in_its_loop(float32_pipeline) -> None:

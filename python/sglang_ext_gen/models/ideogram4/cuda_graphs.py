@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from sglang.multimodal_gen.runtime.breakable_cuda_graph.prompt_padding import (
     select_text_bucket,
 )
@@ -41,7 +42,7 @@ def pad_prompt(
     missing = bucket - text_rows.shape[1]
     mask = sequence.mask
     if mask is None:
-        mask = sequence.cos.new_ones(sequence.cos.shape[:2], dtype=bool)
+        mask = sequence.cos.new_ones(sequence.cos.shape[:2], dtype=torch.bool)
     padded = replace(
         sequence,
         cos=F.pad(sequence.cos, (0, 0, 0, 0, missing, 0)),
