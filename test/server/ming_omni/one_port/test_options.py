@@ -34,7 +34,7 @@ def server(
     with serving(
         omni_golden.checkpoint,
         tmp_path_factory.mktemp("options"),
-        *FLOAT32,
+        *("--model-type", "diffusion", *FLOAT32),
         *("--thinker-url", address_of(one_port, "thinker")),
         *("--batching-max-size", "4", "--batching-delay-ms", "3000"),
         *("--enable-torch-compile", "true", "--warmup-resolutions", "64x96"),
