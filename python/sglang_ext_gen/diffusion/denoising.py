@@ -19,7 +19,6 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import cache_dit
 import torch
 from cache_dit import BlockAdapter, BlockAdapterRegister, ForwardPattern
 from cache_dit.caching import FakeDiffusionPipeline
@@ -174,6 +173,7 @@ class BatchedDenoisingStage(DenoisingStage):
     def refresh_caches(self, steps_left: int, batch: Req) -> None:
         """Forget what the caches over the steps hold, in the middle of a loop."""
         if self._cache_dit_enabled:
+            self._reused_before += _steps_of_cache_dit(self.transformer)
             self._maybe_enable_cache_dit(steps_left, batch)
 
     # What follows is stock's loop, filled in.
@@ -233,10 +233,13 @@ class BatchedDenoisingStage(DenoisingStage):
 
     def _begin_step_caches(self, batch: Req, moves: list[bool]) -> None:
         params = None
+        self._reused_before = 0
         if batch.enable_teacache:
             if self._cache_dit_requested_for_batch(batch):
                 raise RequestError("enable_teacache", "not together with cache-dit")
-            params = read_teacache_params(batch.teacache_params)
+            params = read_teacache_params(
+                batch.teacache_params, self.transformer.teacache_threshold
+            )
         moving = [index for index, is_moving in enumerate(moves) if is_moving]
         for transformer in self._transformers():
             transformer.begin_loop(params, must_run=(*moving[:1], *moving[-1:]))
@@ -268,7 +271,7 @@ class BatchedDenoisingStage(DenoisingStage):
         scatter(ctx.extra["group"], ctx.latents, ctx.trajectory_latents, ctx.timesteps)
         if self._is_cached(batch) and not batch.is_warmup:
             for transformer in self._transformers():
-                self.log_info("%s", steps_reused(transformer))
+                self.log_info("%s", steps_reused(transformer, self._reused_before))
 
     def verify_input(self, batch: Req, server_args: ServerArgs) -> VerificationResult:
         """Nothing: stock's fields are not what these families hand on."""
@@ -318,15 +321,27 @@ def scatter(
             batch.trajectory_timesteps = times.cpu()
 
 
-def steps_reused(transformer: nn.Module) -> str:
-    """What the caches over the steps spared, in words for the log."""
+def steps_reused(transformer: nn.Module, before: int = 0) -> str:
+    """What the caches over the steps spared, in words for the log.
+
+    Args:
+        transformer: That has the caches.
+        before: Steps that cache-dit spared before it was refreshed.
+    """
     name, spared = type(transformer).__name__, []
     if BlockAdapter.is_cached(transformer):
-        [stats, *_] = cache_dit.summary(transformer, logging=False)
-        spared += [f"cache-dit reused {len(stats.cached_steps)} steps"]
+        count = before + _steps_of_cache_dit(transformer)
+        spared += [f"cache-dit reused {count} steps"]
     if transformer.reused_steps:
         spared += [f"TeaCache reused {transformer.reused_steps} steps"]
     return f"{name}: {'; '.join(spared) or 'no step was reused'}"
+
+
+def _steps_of_cache_dit(transformer: nn.Module) -> int:
+    """How many it spared since it was mounted or refreshed."""
+    # Its summary is written at the last step only.
+    contexts = map(transformer._context_manager.get_context, transformer._context_names)
+    return sum(len(context.get_cached_steps()) for context in contexts)
 
 
 def _make_cacheable(class_name: str) -> None:

@@ -32,9 +32,12 @@ class StepCachedTransformer(TeaCacheMixin):
         may_reuse: Whether this step may add what the step before added; None where the
             request has no such cache.
         reused_steps: Steps of the last request that did.
+        teacache_threshold: Change of the time embedding that a step may wait for, where
+            the request names none.
     """
 
     prefix = ""
+    teacache_threshold = DEFAULT_THRESHOLD
     may_reuse: bool | None = None
     reused_steps = 0
     _has_reused = False
@@ -99,17 +102,20 @@ class StepCachedTransformer(TeaCacheMixin):
         return y
 
 
-def read_teacache_params(value: dict[str, Any] | None) -> TeaCacheParams:
-    """The request's parameters with the families' defaults.
+def read_teacache_params(
+    value: dict[str, Any] | None, default: float = DEFAULT_THRESHOLD
+) -> TeaCacheParams:
+    """The request's parameters with the family's default.
 
     Args:
         value: With ``teacache_thresh``, or None.
+        default: The threshold where none is given.
 
     Raises:
         RequestError: For field ``teacache_params``.
     """
     given = value or {}
-    threshold = given.get("teacache_thresh", DEFAULT_THRESHOLD)
+    threshold = given.get("teacache_thresh", default)
     is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if set(given) - {"teacache_thresh"} or not is_number:
         raise RequestError(

@@ -266,13 +266,12 @@ STOCKS_LOOP: tuple[RequestField, ...] = (
     ),
 )
 
-_OF_OUR_LOOP = (
-    *("attention_backend_override", "skip_softmax_params"),
-    *("enable_cache_dit", "cache_dit_params"),
-)
-# The same for families on our own stage, whose transformers have TeaCache, too.
-OUR_LOOP: tuple[RequestField, ...] = (
-    *(field for field in STOCKS_LOOP if field.name in _OF_OUR_LOOP),
+_CACHE_DIT = ("enable_cache_dit", "cache_dit_params")
+_ATTENTION = ("attention_backend_override", "skip_softmax_params")
+# Caches over the steps, for families on our own stage, whose transformers have TeaCache
+# too.
+STEP_CACHES: tuple[RequestField, ...] = (
+    *(field for field in STOCKS_LOOP if field.name in _CACHE_DIT),
     RequestField(
         "enable_teacache",
         "bool",
@@ -283,8 +282,14 @@ OUR_LOOP: tuple[RequestField, ...] = (
     RequestField(
         "teacache_params",
         "object",
-        "Settings of TeaCache: teacache_thresh, 0.25 by default; larger is faster.",
+        "Settings of TeaCache: teacache_thresh, whose default is the model's; larger "
+        "is faster.",
     ),
+)
+# The same where attention is stock's.
+OUR_LOOP: tuple[RequestField, ...] = (
+    *(field for field in STOCKS_LOOP if field.name in _ATTENTION),
+    *STEP_CACHES,
 )
 
 
