@@ -342,6 +342,9 @@ class LanceTransformer(
     """
 
     layer_names = ["layers"]  # noqa: RUF012  (SGLang reads it from the class)
+    # Time is not scaled here, so its embedding moves by a quarter from noise to picture
+    # in a random model: this spares 19 of 30 steps there.
+    teacache_threshold = 0.02
 
     def __init__(self, config: LanceTransformerConfig, is_fp8: bool = False) -> None:
         super().__init__()
@@ -364,6 +367,10 @@ class LanceTransformer(
     @property
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
+
+    def time_signal(self, time: Tensor) -> Tensor:
+        """What a step's latents are told: scalar float32 -> [1, D]."""
+        return self.time_embedder(time[None])
 
     def embed_latents(
         self, latents: Tensor, time_rows: Tensor, positions: Tensor
@@ -443,7 +450,7 @@ class LanceTransformer(
                 x = layer(x, block.rope, memory, True)
             return x
 
-        x = self.run_blocks(x, times[:1], blocks)
+        x = self.run_blocks(x, blocks)
         normed = self.get_submodule("norm_moe_gen")(x[:, 1:-1])
         return self.llm2vae(normed).float()
 

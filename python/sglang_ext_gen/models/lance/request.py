@@ -30,6 +30,7 @@ from sglang_ext_gen.models.lance.tasks import (
 from sglang_ext_gen.request.fields import (
     NUM_OUTPUTS,
     SEED,
+    STEP_CACHES,
     RequestField,
     carries,
     check_given,
@@ -180,6 +181,13 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "str",
         "Refused: guidance compares with the same prompt without the user's text.",
     ),
+    RequestField(
+        "attention_backend_override",
+        "str",
+        "Attention is torch's, over a prefix of keys and values.",
+        choices=("torch_sdpa",),
+    ),
+    *STEP_CACHES,
 )
 
 

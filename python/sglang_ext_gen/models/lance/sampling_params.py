@@ -84,6 +84,10 @@ class LanceSamplingParams(FamilySamplingParams):
     def check(self, server_args: Any) -> None:
         """Check the merged request and fill in the size of the result."""
         self.adjust_frames = False
+        if self.skip_softmax_params is not None:
+            raise RequestError(
+                "skip_softmax_params", "not supported by Lance, whose attention is torch's"
+            )
         given = {n: v for n, v in self.values().items() if n in self._explicit_fields}
         given["prompt"] = self.prompt
         if isinstance(self.task_type, ModelTaskType):
