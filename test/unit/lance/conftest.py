@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Golden data of Lance and what the tests build from it, once a session."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -189,3 +189,17 @@ def _vision(lance: Lance, variant: Any) -> LanceVisionTransformer:
 def lance(golden_dir: Callable[[str], Path]) -> Lance:
     """The tiny Lance checkpoint with its golden data."""
     return Lance(Golden(golden_dir("lance")))
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[None]:
+    """SGLang's runtime in this process."""
+    from sglang.multimodal_gen.runtime.distributed.parallel_state import (
+        cleanup_dist_env_and_memory,
+    )
+
+    from qwen_image_runtime import start_runtime
+
+    start_runtime()
+    yield
+    cleanup_dist_env_and_memory()

@@ -2,7 +2,6 @@
 """The real pipeline in this process: what it loads, draws and refuses."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,6 @@ import pytest
 
 from server.lance_requests import MIN_PSNR, request_of, worst_psnr
 from sglang_ext_gen.__main__ import main
-
-
-@pytest.fixture(scope="module")
-def runtime() -> Iterator[None]:
-    """SGLang's runtime in this process."""
-    from sglang.multimodal_gen.runtime.distributed.parallel_state import (
-        cleanup_dist_env_and_memory,
-    )
-
-    from qwen_image_runtime import start_runtime
-
-    start_runtime()
-    yield
-    cleanup_dist_env_and_memory()
 
 
 def test_an_edit_equals_the_official_one_and_loads_what_it_needs(
