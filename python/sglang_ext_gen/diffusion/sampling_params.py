@@ -45,12 +45,14 @@ class FamilySamplingParams(SamplingParams):
         request_fields: The family's table.
         also_used: Fields of SGLang's class, beside those of the table and of
             ``SERVED_BY_SGLANG``, that something of the family reads.
+        not_used: Fields that stock's loop reads, but not for this family.
         has_teacache: Whether its transformers can leave out the blocks of a step.
     """
 
     title: ClassVar[str]
     request_fields: ClassVar[tuple[RequestField, ...]]
     also_used: ClassVar[frozenset[str]] = frozenset()
+    not_used: ClassVar[frozenset[str]] = frozenset()
     has_teacache: ClassVar[bool] = True
 
     if TYPE_CHECKING:  # the fields that ``carries`` declares
@@ -121,7 +123,7 @@ class FamilySamplingParams(SamplingParams):
 
     def _adjust(self, server_args: Any) -> None:
         used = {field.name for field in self.request_fields} | self.also_used
-        used |= SERVED_BY_SGLANG | _OF_THE_LOOP
+        used |= SERVED_BY_SGLANG | (_OF_THE_LOOP - self.not_used)
         if self.has_teacache:
             used |= _OF_TEACACHE
             read_teacache_params(self.teacache_params)

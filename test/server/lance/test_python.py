@@ -22,6 +22,11 @@ from sglang_ext_gen.errors import RequestError
 
 pytestmark = pytest.mark.slow
 
+# Where the weights wait between their uses must not be seen in a picture.
+OFFLOADED = {
+    **{"dit_layerwise_offload": True, "vae_cpu_offload": True},
+    "image_encoder_cpu_offload": True,
+}
 SMALL = {"width": 64, "height": 48, "num_inference_steps": 3}
 
 
@@ -42,6 +47,7 @@ def generator(golden: Golden, folder: Path) -> Iterator[Any]:
         golden.path / "checkpoint",
         image_encoder_precision="fp32",
         output_path=str(folder),
+        **OFFLOADED,
     ) as running:
         yield running
 
@@ -114,7 +120,9 @@ def test_trajectory_holds_every_step(generator):
         ({"image_path": "no/such.png"}, "there is no file"),
         ({"negative_prompt": "ugly"}, "Lance has none"),
         ({"surprise": 1}, "surprise: unknown field"),
-        ({"enable_teacache": True}, "enable_teacache: not supported"),
+        ({"attention_backend_override": "fa"}, "attention_backend_override: not supp"),
+        ({"cfg_gate_step": 0.5}, "cfg_gate_step: not supported by Lance"),
+        ({"teacache_params": {"x": 1}}, "teacache_params: {'x': 1} given"),
     ],
 )
 def test_bad_request_is_refused_and_the_next_one_runs(fields, message, generator):

@@ -32,6 +32,13 @@ from sglang_ext_gen.request.fields import carries
 
 _SGLANG_NAMES = {official: name for name, official in TASK_TYPES.items()}
 
+_REFUSED = {
+    "enable_breakable_cuda_graph": "a graph would serve prompts of one length alone: a "
+    "prompt is a prefix of keys and values without a mask, so none can be padded",
+    "regional_compile": "each layer reads its own part of the prefix and would be a "
+    "graph of its own; --enable-torch-compile alone makes one of all",
+}
+
 
 @dataclass
 @carries(LOAD_OPTIONS)
@@ -89,12 +96,15 @@ class LancePipelineConfig(FamilyPipelineConfig, PipelineConfig):
         return False
 
     def check_options(self, server_args: Any) -> None:
-        """One device a server."""
+        """One device a server, and whole steps, each against its own prefix."""
         if server_args.num_gpus > 1:
             raise ConfigError(
                 f"num_gpus: {server_args.num_gpus} given; this pipeline runs on one "
                 "device, start one server a device"
             )
+        for name, reason in _REFUSED.items():
+            if getattr(server_args, name):
+                raise ConfigError(f"{name}: {reason}")
 
     def check_folder(self, folder: Path) -> None:
         """Refuse a damaged checkpoint, and one without what the tasks need."""

@@ -181,12 +181,6 @@ REQUEST_FIELDS: tuple[RequestField, ...] = (
         "str",
         "Refused: guidance compares with the same prompt without the user's text.",
     ),
-    RequestField(
-        "attention_backend_override",
-        "str",
-        "Attention is torch's, over a prefix of keys and values.",
-        choices=("torch_sdpa",),
-    ),
     *STEP_CACHES,
 )
 

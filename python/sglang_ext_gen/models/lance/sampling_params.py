@@ -47,6 +47,8 @@ class LanceSamplingParams(FamilySamplingParams):
             "x264_preset",
         }
     )
+    # Attention is torch's, over a prefix of keys and values.
+    not_used = frozenset({"attention_backend_override", "skip_softmax_params"})
     data_type: DataType = DataType.IMAGE
 
     @classmethod
@@ -84,10 +86,6 @@ class LanceSamplingParams(FamilySamplingParams):
     def check(self, server_args: Any) -> None:
         """Check the merged request and fill in the size of the result."""
         self.adjust_frames = False
-        if self.skip_softmax_params is not None:
-            raise RequestError(
-                "skip_softmax_params", "not supported by Lance, whose attention is torch's"
-            )
         given = {n: v for n, v in self.values().items() if n in self._explicit_fields}
         given["prompt"] = self.prompt
         if isinstance(self.task_type, ModelTaskType):

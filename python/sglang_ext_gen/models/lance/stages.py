@@ -203,11 +203,6 @@ class LanceDenoisingStage(BatchedDenoisingStage):
         )
         return state.advance(index, latents, velocities)
 
-    def _maybe_override_attention_backend(
-        self, batch: Req, *, force_fa_for_self_attention: bool = False
-    ) -> None:
-        """Nothing: attention is torch's, and a request cannot ask for another."""
-
 
 class LanceDecodingStage(FamilyStage):
     """Latents -> picture or frames through the VAE."""
