@@ -24,8 +24,9 @@ pytestmark = pytest.mark.slow
 
 # Where the weights wait between their uses must not be seen in a picture.
 OFFLOADED = {
-    **{"dit_layerwise_offload": True, "vae_cpu_offload": True},
+    "dit_cpu_offload": True,
     "image_encoder_cpu_offload": True,
+    "vae_cpu_offload": True,
 }
 SMALL = {"width": 64, "height": 48, "num_inference_steps": 3}
 

@@ -233,7 +233,6 @@ def test_what_a_prefix_rules_out_is_refused_before_loading(
 @pytest.mark.parametrize(
     "option",
     [
-        {"dit_layerwise_offload": True},
         {"dit_cpu_offload": True},
         {"image_encoder_cpu_offload": True, "vae_cpu_offload": True},
     ],
@@ -241,9 +240,6 @@ def test_what_a_prefix_rules_out_is_refused_before_loading(
 )
 def test_offloaded_it_draws_the_same(option, load, plain, edit) -> None:
     offloaded = load(**option)
-    if "dit_layerwise_offload" in option:  # what a worker does behind loading
-        for transformer in transformers(offloaded):
-            transformer.configure_layerwise_offload(offloaded.server_args)
     for fields in (PICTURE, edit, VIDEO):
         assert torch.equal(drawn(offloaded, fields), drawn(plain, fields))
 
