@@ -119,8 +119,19 @@ def row_fit(row: Row, options: Any) -> Any:
             skipped=len(fit.plan.skipped),
             filled=written + len(fit.shrunk),
             parameters=len(submodule.state_dict()),
+            bytes=rank_bytes(submodule, 1),
+            bytes_of_two=rank_bytes(submodule, 2),
         )
     return counts
+
+
+def rank_bytes(module: nn.Module, ranks: int) -> int:
+    """What one tensor-parallel rank would hold of a module."""
+    state = module.state_dict(keep_vars=True).values()
+    return sum(
+        tensor.nbytes // (1 if getattr(tensor, "tp_dim", None) is None else ranks)
+        for tensor in state
+    )
 
 
 def start_generator_runtime(model: Path) -> None:
@@ -186,6 +197,7 @@ def thinker_fit(folder: Path) -> Any:
         "stored": len(weights),
         "filled": len(filled),
         "parameters": len(state),
+        "bytes": rank_bytes(model, 1),
         "wrong": wrong[:5],
         "twice": len(twice),
     }

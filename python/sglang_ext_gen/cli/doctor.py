@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ext_gen import __version__, envs
-from sglang_ext_gen.cli import upgrade
+from sglang_ext_gen.cli import advice, upgrade
 from sglang_ext_gen.plugin import compat, hooks
 from sglang_ext_gen.registry import (
     FAMILIES,
@@ -142,7 +142,8 @@ def _examine_readable(model: Path) -> dict[str, Any]:
         return _findings(model, None, problems)
     checks = dict.fromkeys(row.load(row.check_checkpoint) for row in owners)
     problems = [line for check in checks for line in check(model)]
-    return _findings(model, owners[0].name, problems, notes)
+    found = _findings(model, owners[0].name, problems, notes)
+    return {**found, "advice": advice.advise(model, owners, advice.gpus_here())}
 
 
 def _findings(
@@ -268,7 +269,10 @@ def _render_model(model: dict[str, Any]) -> str:
     state = f"{count} problem(s)" if count else "complete"
     family = model["family"] or "unknown family"
     table = _table("checkpoint", {model["path"]: f"{family}, {state}"})
-    return "\n".join([table, *(f"  {note}" for note in model["notes"])])
+    lines = [table, *(f"  {note}" for note in model["notes"])]
+    if "advice" in model:
+        lines += ["", advice.render(model["advice"])]
+    return "\n".join(lines)
 
 
 def _render_fp8_quality(quality: dict[str, float]) -> str:
