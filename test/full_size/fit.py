@@ -164,7 +164,7 @@ class Writes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts: list[tuple[int, int, torch.Size, tuple[int, ...]]] = []
+        self.parts: list[tuple[int, Any, torch.Size, tuple[int, ...]]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -212,7 +212,8 @@ def build_thinker(folder: Path) -> nn.Module:
     from sglang.srt.server_args import ServerArgs
 
     load_plugins()
-    arguments = ServerArgs(model_path=str(folder), device="cpu", dtype="bfloat16")
+    make: Any = ServerArgs
+    arguments = make(model_path=str(folder), device="cpu", dtype="bfloat16")
     arguments.resolve_once()
     publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0))
     make_groups()

@@ -219,7 +219,8 @@ class Drawing:
         picture = width * height // self.token_side**2 // split.sequence
         tokens = max(1, self.batch // split.branches) * (self.text_tokens + picture)
         numbers = (
-            self.hidden_copies * self.hidden + self.inner_copies * self.inner // split.tp
+            self.hidden_copies * self.hidden
+            + self.inner_copies * self.inner // split.tp
         )
         text = self.text_tokens * self.text_width
         maps = width * height * self.decoder_channels * self.decoder_copies
@@ -335,6 +336,7 @@ class Needs:
     variant: str
     roles: tuple[Role, ...]
     missing: tuple[str, ...] = ()
+
     @property
     def files(self) -> dict[Path, StoredComponent[Any]]:
         """Each file of weights once."""

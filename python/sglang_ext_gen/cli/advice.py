@@ -55,9 +55,9 @@ def gpus_here() -> tuple[Gpu, ...]:
         )
     except subprocess.TimeoutExpired:
         return ()
-    rows = [line.rpartition(",") for line in result.stdout.splitlines()]
+    rows = [line.rpartition(", ") for line in result.stdout.splitlines()]
     return tuple(
-        Gpu(name.strip(), int(size) * _MIB) for name, _, size in rows if size.isdigit()
+        Gpu(name, int(size) * _MIB) for name, _, size in rows if size.isdigit()
     )
 
 
@@ -100,9 +100,7 @@ def _needs(model: Path, found: list[Needs], gpus: tuple[Gpu, ...]) -> dict[str, 
     counted = {file: needs for needs in found for file in needs.files}
     return {
         "variant": ", ".join(dict.fromkeys(needs.variant for needs in found)),
-        "parameters": sum(
-            needs.parameters_of(file) for file, needs in counted.items()
-        ),
+        "parameters": sum(needs.parameters_of(file) for file, needs in counted.items()),
         "missing": [line for needs in found for line in needs.missing],
         "roles": [_role(model, role, gpus) for role in roles],
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an Ideogram 4 checkpoint needs of a device: weights, and the numbers of a step."""
+"""What an Ideogram 4 checkpoint needs of a device: weights, numbers of a step."""
 
 from pathlib import Path
 

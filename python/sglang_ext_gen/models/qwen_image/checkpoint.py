@@ -88,7 +88,7 @@ def takes_one_reference(path: Path) -> bool:
 
 
 def is_quantized_weight(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether ``weight_format=fp8`` makes FP8 of it: the matrices of stock's linears."""
+    """Whether ``weight_format=fp8`` makes it FP8: the matrices of stock's linears."""
     return name.endswith(".weight") and len(shape) == 2 and not name.startswith(_PLAIN)
 
 

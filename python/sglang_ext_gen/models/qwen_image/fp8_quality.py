@@ -10,6 +10,7 @@ from sglang_ext_gen.models.qwen_image.checkpoint import (
     is_quantized_weight,
 )
 
+
 def fp8_quality(path: Path) -> Iterator[tuple[str, float]]:
     """``quality_of_file`` for a checkpoint with ``weight_format=fp8``."""
     return quality_of_file(TRANSFORMER.at(path).file, is_quantized_weight)

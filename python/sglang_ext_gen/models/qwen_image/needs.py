@@ -54,7 +54,7 @@ def needs(path: Path) -> Needs:
         inner=_FEED_FORWARD_FACTOR * hidden,
         # Of the last but one block, enlarged to the picture's size.
         decoder_channels=2 * vae.config.base_dim,
-        # A prompt; a reference of an edit is as many tokens as a picture of a megapixel.
+        # A prompt, and one reference of a megapixel.
         text_tokens=1024 + (4096 if is_edit else 0),
     )
     command = ("sglang-ext-gen", "generate", "MODEL", "--prompt", "A red fox")

@@ -13,7 +13,7 @@ from sglang_ext_gen.models.ming_omni.thinker.released_config import DecoderConfi
 # SGLang's own FP8, which also quantises what is multiplied with the weights.
 FORMS = (
     Form("released"),
-    Form("about, fp8 by SGLang", "quantized", ("--quantization", "fp8")),
+    Form("fp8 by SGLang (about)", "quantized", ("--quantization", "fp8")),
 )
 SPLITS = (
     Split(),
