@@ -41,7 +41,7 @@ test: setup ## Run every test that needs no accelerator; ARGS are passed to pyte
 	$(PYTEST) $(ARGS)
 
 test-unit: setup ## Run the tests that start no server; ARGS as above
-	$(PYTEST) test/unit test/full_size test/cuda $(ARGS)
+	$(PYTEST) test/unit test/full_size test/cuda --ignore test/full_size/test_fit.py $(ARGS)
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ The words of a refusal are those that a user needs. Each answer takes less than 
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 
 from full_size.sparse import read_tensors, write, write_tensors
-from sglang_ext_gen.cli.doctor import examine_model
 
 IDEOGRAM, LANCE, MING = "ideo_fp8", "lance_bf16", "ming_full"
 QWEN, QWEN_EDIT = "qwen_image", "qwen_edit_2511"
@@ -27,6 +25,15 @@ FAMILIES = {
     QWEN_EDIT: "qwen_image_edit",
 }
 SECONDS = 3
+MEGABYTES = 150
+# Of the files that are loaded from; the pickles have no content here.
+PARAMETERS = {
+    IDEOGRAM: 26.79e9,
+    LANCE: 13.96e9,
+    MING: 112.05e9,
+    QWEN: 28.85e9,
+    QWEN_EDIT: 28.85e9,
+}
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
 
@@ -230,47 +237,168 @@ REFUSED: dict[str, tuple[str, list[Change], str]] = {
 }
 
 
-def examined(name: str, changes: list[Change], folder: Path) -> dict[str, Any]:
-    """What ``doctor`` finds, within the time that it may take."""
-    root = write(name, folder / "model")
-    for change in changes:
-        change(root)
+COMPOSITE = "ming: composite"
+# Looks at every folder in turn, as doctor does, and says what that took.
+EXAMINE = """
+import json, re, sys, time
+from pathlib import Path
+from sglang_ext_gen.cli.doctor import examine_model
+
+found = {}
+for case, root in json.loads(sys.stdin.read()).items():
     start = time.process_time()
-    found = examine_model(root)
-    assert time.process_time() - start < SECONDS
-    return found
+    found[case] = {"model": examine_model(Path(root))}
+    found[case]["seconds"] = time.process_time() - start
+status = Path("/proc/self/status")
+print(json.dumps({
+    "found": found,
+    # Unlike ru_maxrss it does not count the process that this one was forked from.
+    "kilobytes": status.exists()
+    and int(re.search("VmHWM:[ \\t]+([0-9]+) kB", status.read_text())[1]),
+    "heavy": sorted({"torch", "sglang", "transformers"} & {*sys.modules}),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What ``doctor`` finds in every case, in one process, and what that took."""
+    cases = {
+        **{case: (name, changes) for case, (name, changes) in ACCEPTED.items()},
+        **{case: (name, changes) for case, (name, changes, _) in REFUSED.items()},
+        COMPOSITE: (MING, [composite]),
+    }
+    folder, roots = tmp_path_factory.mktemp("repacks"), {}
+    for number, (case, (name, changes)) in enumerate(cases.items()):
+        root = write(name, folder / str(number) / "model")
+        for change in changes:
+            change(root)
+        roots[case] = str(root)
+    result = subprocess.run(
+        [sys.executable, "-c", EXAMINE],
+        input=json.dumps(roots),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_a_sound_checkpoint_is_complete(case: str, tmp_path: Path) -> None:
-    name, changes = ACCEPTED[case]
-    found = examined(name, changes, tmp_path)
+def test_a_sound_checkpoint_is_complete(case: str, examined: dict[str, Any]) -> None:
+    name, _ = ACCEPTED[case]
+    found = examined["found"][case]["model"]
     assert (found["family"], found["problems"]) == (FAMILIES[name], [])
+    assert found["advice"]["parameters"] == pytest.approx(PARAMETERS[name], rel=0.03)
+    assert all(role["options"] for role in found["advice"]["roles"])
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_another_checkpoint_is_refused_by_name(case: str, tmp_path: Path) -> None:
-    name, changes, words = REFUSED[case]
-    problems = examined(name, changes, tmp_path)["problems"]
+def test_another_checkpoint_is_refused_by_name(
+    case: str, examined: dict[str, Any]
+) -> None:
+    problems = examined["found"][case]["model"]["problems"]
+    words = REFUSED[case][2]
     assert any(words in problem for problem in problems), problems
     assert len(problems) <= 2, problems
 
 
-def test_a_composite_config_is_named(tmp_path: Path) -> None:
-    found = examined(MING, [composite], tmp_path)
+def test_a_composite_config_is_named(examined: dict[str, Any]) -> None:
+    found = examined["found"][COMPOSITE]["model"]
     assert found["problems"] == []
-    (note,) = found["notes"]
-    assert "no thinker was found because config.json is a composite one" in note
-
-
-def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
-    roots = [str(write(name, tmp_path / name)) for name in FAMILIES]
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from sglang_ext_gen.cli.doctor import examine_model\n"
-        "problems = [examine_model(Path(p))['problems'] for p in sys.argv[1:]]\n"
-        "print(problems, sorted({'torch', 'sglang', 'transformers'} & {*sys.modules}))"
+    assert any(
+        "no thinker was found because config.json is a composite one" in note
+        for note in found["notes"]
     )
-    command = [sys.executable, "-c", code, *roots]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == f"{[[]] * len(roots)} []"
+
+
+@pytest.mark.parametrize(
+    ("case", "note"),
+    [
+        ("ideogram: attn", "text_encoder/config.json: not used: attn_implementation"),
+        ("ideogram: component", "model_index.json: not used: refiner"),
+        ("lance: attn", "Lance_3B/llm_config.json: not used: attn_implementation"),
+    ],
+)
+def test_keys_that_are_taken_with_a_warning_are_listed(
+    case: str, note: str, examined: dict[str, Any]
+) -> None:
+    assert note in examined["found"][case]["model"]["notes"]
+
+
+def test_an_answer_takes_little_time(examined: dict[str, Any]) -> None:
+    slow = {
+        case: found["seconds"]
+        for case, found in examined["found"].items()
+        if found["seconds"] > SECONDS
+    }
+    assert slow == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM")
+def test_an_answer_takes_little_memory(examined: dict[str, Any]) -> None:
+    """All in one process, which never gives back what its largest case took."""
+    assert examined["kilobytes"] / 1000 < MEGABYTES
+    assert examined["heavy"] == []
+
+
+NEEDS = {
+    # Role, form, split -> GiB of weights on each GPU, from the sizes of the release.
+    IDEOGRAM: {
+        ("draw", "resident", "1 GPU"): 24.9,
+        ("draw", "resident", "2 GPUs, guidance"): 16.4,
+        ("draw", "expanded", "1 GPU"): 48.4,
+        ("draw", "w8a8", "2 GPUs, tensor"): 13.6,
+    },
+    LANCE: {
+        ("draw", "released", "1 GPU"): 24.34,
+        ("draw, t2i,image_edit alone", "fp8", "1 GPU"): 7.01,
+        ("understand", "released", "1 GPU"): 7.6,
+    },
+    MING: {
+        ("draw, beside a thinker", "released", "2 GPUs, tensor"): 8.48,
+        ("chat, and feed the generator", "released", "4 GPUs, tensor"): 49.6,
+    },
+    QWEN: {("draw", "released", "1 GPU"): 53.7, ("draw", "fp8", "1 GPU"): 34.8},
+    QWEN_EDIT: {("edit", "fp8", "4 GPUs, tensor"): 25.3},
+}
+LICENCES = {
+    IDEOGRAM: ("Ideogram Non-Commercial Model Agreement", False),
+    LANCE: ("Apache-2.0", True),
+    MING: ("MIT", True),
+    QWEN: ("Apache-2.0", True),
+    QWEN_EDIT: ("Apache-2.0", True),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_adviser_knows_the_release(name: str, examined: dict[str, Any]) -> None:
+    advice = examined["found"][f"{name}: as released"]["model"]["advice"]
+    options = {
+        (role["name"], option["form"], option["split"]): option
+        for role in advice["roles"]
+        for option in role["options"]
+    }
+    for key, gib in NEEDS[name].items():
+        option = options[key]
+        assert option["weights"] / 2**30 == pytest.approx(gib, abs=0.05), key
+        small, large = option["sizes"]["1024x1024"], option["sizes"]["2048x2048"]
+        assert option["weights"] < small["total"] <= large["total"]
+    licence = advice["licence"]
+    assert (licence["name"], licence["commercial"]) == LICENCES[name]
+    assert advice["missing"] == []
+    assert all(role["command"] for role in advice["roles"])
+
+
+def test_what_is_missing_is_told(examined: dict[str, Any]) -> None:
+    found = examined["found"]["ideogram: no unconditional"]["model"]
+    assert found["advice"]["missing"] == [
+        "unconditional_transformer/: guidance above 1 cannot be drawn"
+    ]
+    [role] = found["advice"]["roles"]
+    assert "--no-unconditional" in role["command"]
+    found = examined["found"]["lance: no VAE"]["model"]
+    assert found["advice"]["missing"] == [
+        "Wan2.2_VAE.pth: nothing can be drawn or edited"
+    ]
+    assert [role["name"] for role in found["advice"]["roles"]] == ["understand"]

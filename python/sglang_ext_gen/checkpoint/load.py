@@ -78,6 +78,47 @@ class _Slot:
     tp_sections: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Fit:
+    """That what is on disk fills a module, every tensor once.
+
+    Args:
+        plan: What goes where.
+        slots: The parameters and persistent buffers by name.
+        shrunk: Those that are quantised on the way.
+    """
+
+    plan: Plan
+    slots: Mapping[str, _Slot]
+    shrunk: frozenset[str]
+
+
+def prove_fit(
+    module: nn.Module,
+    tensors: Mapping[str, StoredTensor],
+    rules: Sequence[Rule],
+    *,
+    where: str,
+    tp_size: int = 1,
+    quantize: bool = False,
+) -> Fit:
+    """Prove by headers alone that ``load_weights`` will fill ``module``.
+
+    Args:
+        module: As for ``load_weights``, as are the others.
+        tensors: What is on disk.
+
+    Raises:
+        CheckpointError: Anything is missing, left over or does not fit.
+        ConfigError: A parameter cannot be divided by ``tp_size``.
+    """
+    plan = plan_steps(tensors, rules, where=where)
+    slots = _find_slots(module, tp_size)
+    shrunk = _quantized(plan, tensors, slots) if quantize else frozenset()
+    raise_problems(_check(plan, tensors, slots, shrunk), where)
+    return Fit(plan, slots, shrunk)
+
+
 def load_weights(
     module: nn.Module,
     file: Path,
@@ -111,10 +152,10 @@ def load_weights(
     """
     start = time.perf_counter()
     tensors = read_tensors(file)
-    plan = plan_steps(tensors, rules, where=where)
-    slots = _find_slots(module, tp_size)
-    shrunk = _quantized(plan, tensors, slots) if quantize else frozenset()
-    raise_problems(_check(plan, tensors, slots, shrunk), where)
+    fit = prove_fit(
+        module, tensors, rules, where=where, tp_size=tp_size, quantize=quantize
+    )
+    plan, slots, shrunk = fit.plan, fit.slots, fit.shrunk
     with _Reader(tensors) as reader, torch.no_grad():
         for step in sorted(plan.steps, key=reader.position):
             parts = _assemble(step, [reader.read(n) for n in step.sources], slots)

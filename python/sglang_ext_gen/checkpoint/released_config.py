@@ -10,7 +10,9 @@ that ``doctor`` can check a checkpoint quickly.
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -19,6 +21,7 @@ from typing import Any, ClassVar, NewType, Self, TypeVar
 from sglang_ext_gen.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+_noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)
 
 C = TypeVar("C")
 # A number that counts from 0, where ``int`` stands for a size.
@@ -118,10 +121,30 @@ def refuse_unknown_keys(
         warn_of_unused(where, tuple(unknown))
 
 
-@cache
 def warn_of_unused(where: str, keys: tuple[str, ...]) -> None:
-    """Say once in a process which keys of a file are not looked at."""
-    logger.warning("%s: not used: %s", where, ", ".join(keys))
+    """Say which keys of a file are not looked at, in the log once a process."""
+    line = f"{where}: not used: {', '.join(keys)}"
+    noted = _noted.get()
+    if noted is None:
+        _log_once(line)
+    elif line not in noted:
+        noted.append(line)
+
+
+@contextmanager
+def unused_keys_noted() -> Iterator[list[str]]:
+    """Collect what ``warn_of_unused`` says, instead of logging it."""
+    noted: list[str] = []
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+@cache
+def _log_once(line: str) -> None:
+    logger.warning(line)
 
 
 def with_rope_scaling(values: Mapping[str, Any], where: str) -> dict[str, Any]:

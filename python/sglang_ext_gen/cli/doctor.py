@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sglang_ext_gen import __version__, envs
-from sglang_ext_gen.cli import upgrade
+from sglang_ext_gen.checkpoint.released_config import unused_keys_noted
+from sglang_ext_gen.cli import advice, hub, upgrade
 from sglang_ext_gen.plugin import compat, hooks
 from sglang_ext_gen.registry import (
     FAMILIES,
@@ -57,7 +58,12 @@ def main(argv: list[str]) -> int:
         description="Check the installation. With --model, first check that a local "
         "checkpoint is complete, without loading it. Exit code 1 on any problem.",
     )
-    parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint")
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        help="a checkpoint, or the Hugging Face id of one: one that was not "
+        "downloaded yet is answered from its list of files",
+    )
     parser.add_argument(
         "--fp8-quality",
         action="store_true",
@@ -88,7 +94,7 @@ def main(argv: list[str]) -> int:
         if not arguments.json:
             print(_RENDERERS[name](found), end="\n\n", flush=True)
     if arguments.fp8_quality:
-        findings["fp8_quality"] = _fp8_quality(arguments.model)
+        findings["fp8_quality"] = _fp8_quality(Path(arguments.model))
         if not arguments.json:
             print(_render_fp8_quality(findings["fp8_quality"]), end="\n\n")
     if arguments.upgrade:
@@ -104,11 +110,11 @@ def main(argv: list[str]) -> int:
 
 
 def _sections(
-    model: Path | None, *, fresh_process: bool
+    model: str | None, *, fresh_process: bool
 ) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
     """Name, findings and problems of one subject after the other, quickest first."""
     if model is not None:
-        found = examine_model(model)
+        found = _examine_anywhere(model)
         yield "model", found, found["problems"]
     reason = compat.unsupported_version()
     yield "versions", _versions(), [] if reason is None else [reason]
@@ -119,6 +125,13 @@ def _sections(
         print("asking a fresh process, which takes about a minute ...", file=sys.stderr)
         process = _fresh_process()
         yield "process", process, list(_process_problems(process))
+
+
+def _examine_anywhere(model: str) -> dict[str, Any]:
+    if not hub.is_id(model):
+        return examine_model(Path(model))
+    folder = hub.cached_folder(model)
+    return hub.examine(model) if folder is None else examine_model(folder)
 
 
 def examine_model(model: Path) -> dict[str, Any]:
@@ -141,8 +154,10 @@ def _examine_readable(model: Path) -> dict[str, Any]:
         problems = [f"{model} is {what} {titles or 'any enabled family'}", *notes]
         return _findings(model, None, problems)
     checks = dict.fromkeys(row.load(row.check_checkpoint) for row in owners)
-    problems = [line for check in checks for line in check(model)]
-    return _findings(model, owners[0].name, problems, notes)
+    with unused_keys_noted() as unused:
+        problems = [line for check in checks for line in check(model)]
+    found = _findings(model, owners[0].name, problems, [*notes, *unused])
+    return {**found, "advice": advice.advise(model, owners, advice.gpus_here())}
 
 
 def _findings(
@@ -268,7 +283,12 @@ def _render_model(model: dict[str, Any]) -> str:
     state = f"{count} problem(s)" if count else "complete"
     family = model["family"] or "unknown family"
     table = _table("checkpoint", {model["path"]: f"{family}, {state}"})
-    return "\n".join([table, *(f"  {note}" for note in model["notes"])])
+    lines = [table, *(f"  {note}" for note in model["notes"])]
+    if "advice" in model:
+        lines += ["", advice.render(model["advice"])]
+    if "hub" in model:
+        lines += ["", hub.render(model["hub"])]
+    return "\n".join(lines)
 
 
 def _render_fp8_quality(quality: dict[str, float]) -> str:

@@ -18,6 +18,7 @@ from sglang_ext_gen.registry import (
     ModelFamily,
     enabled_families,
     family_of,
+    near_misses,
 )
 from sglang_ext_gen.request import flags
 
@@ -55,14 +56,23 @@ def main(argv: list[str]) -> int:
 
 
 def _find(model: str) -> ModelFamily:
+    """The family of a model; what else it is, or lacks, is said on stderr.
+
+    Raises:
+        ConfigError: It is none of ours; says what it is, where that can be told.
+    """
     family = family_of(model)
+    notes = near_misses(Path(model)) if Path(model).exists() else []
     if family is None:
         titles = ", ".join(family.title for family in enabled_families())
         kind = "folder" if Path(model).is_dir() else "name"
+        told = "".join(f"; {note}" for note in notes)
         raise ConfigError(
-            f"the {kind} {model} is no checkpoint of {titles}; for other models use "
-            "`sglang generate`"
+            f"the {kind} {model} is no checkpoint of {titles}{told}; for other models "
+            "use `sglang generate`"
         )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     return family
 
 

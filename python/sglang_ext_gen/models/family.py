@@ -11,6 +11,19 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Licence:
+    """Of the weights, as the vendor's model card states it.
+
+    Args:
+        name: As there.
+        commercial: Whether commercial use is allowed.
+    """
+
+    name: str
+    commercial: bool
+
+
+@dataclass(frozen=True)
 class ModelFamily:
     """One row: what a family is called, where its parts are, what it takes over.
 
@@ -30,6 +43,9 @@ class ModelFamily:
             other names are not looked at) to those fields in their own types; raises
             ``RequestError`` for the first that cannot be used; same imports.
         check_checkpoint: Function from a local directory to a list of problems.
+        needs: Function from a local directory to ``Needs``; imports neither torch nor
+            SGLang.
+        licence: Of the weights.
         recognises: Function that says whether a local directory holds a checkpoint
             of this family, by content; imports neither torch nor SGLang.
         why_not: Function from a local path that is not recognised to what it is
@@ -57,10 +73,12 @@ class ModelFamily:
     sampling_params: str
     hf_model_paths: tuple[str, ...]
     http_routes: tuple[str, ...]
+    licence: Licence
     request_fields: str = "request:REQUEST_FIELDS"
     load_options: str = "options:LOAD_OPTIONS"
     check_request: str = "request:check_request"
     check_checkpoint: str = "checkpoint:check_checkpoint"
+    needs: str = "needs:needs"
     recognises: str = "checkpoint:recognises"
     write_tiny: str = "tiny:write_tiny"
     why_not: str | None = None
@@ -95,6 +113,9 @@ class LanguageModel:
         register_model: Function that registers model and processor; called only where
             the architecture is about to be used.
         check_checkpoint: Function from a local directory to a list of problems.
+        needs: Function from a local directory to ``Needs``; imports neither torch nor
+            SGLang.
+        licence: Of the weights.
         recognises: Function that says whether a local directory holds this model, by
             content; imports neither torch nor SGLang.
         why_not: Function from a local path that is not recognised to what it is
@@ -108,9 +129,11 @@ class LanguageModel:
     title: str
     package: str
     architecture: str
+    licence: Licence
     register_config: str = "thinker.config:register_config"
     register_model: str = "thinker.register:register_model"
     check_checkpoint: str = "checkpoint:check_checkpoint"
+    needs: str = "needs:needs"
     recognises: str = "checkpoint:recognises"
     write_tiny: str = "tiny:write_tiny"
     why_not: str | None = None

@@ -268,6 +268,16 @@ COUPLINGS: tuple[Coupling, ...] = (
         *"--dtype --model --tp-size".split(),
     ),
     *_rows(
+        *("flag", "checkpoint/needs.py", _GEN_ARGS),
+        "doctor would advise a command that does not start.",
+        *"--enable-cfg-parallel --num-gpus --tp-size --ulysses-degree".split(),
+    ),
+    *_rows(
+        *("flag", f"{_MING}/thinker/needs.py", _SRT_ARGS),
+        "doctor would advise a command that does not start.",
+        *"--quantization --tp-size".split(),
+    ),
+    *_rows(
         *("flag", "cli/ask.py", _SRT_ARGS),
         "ask could not start.",
         *"--log-level --skip-server-warmup".split(),

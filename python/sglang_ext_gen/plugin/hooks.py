@@ -163,6 +163,16 @@ HOOKS: tuple[Hook, ...] = (
         remove_when="SGLang takes a config parser by the content of a folder.",
     ),
     Hook(
+        target="sglang.srt.configs.update_config.adjust_config_with_unaligned_cpu_tp",
+        kind="around",
+        replacement="sglang_ext_gen.plugin.language_models:keep_sizes",
+        runtime="srt",
+        reason="On a CPU stock changes sizes of the config to multiples of 32 before "
+        "the model is built, for kernels that the CPU reference platform does not use; "
+        "our weights are proved against the config.",
+        remove_when="A platform says whether its kernels need padding.",
+    ),
+    Hook(
         target="sglang.srt.layers.multi_gate.multi_gate_triton_kernel",
         kind="around",
         replacement="sglang_ext_gen.models.ming_omni.thinker.routing:multi_gate",

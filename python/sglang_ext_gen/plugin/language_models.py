@@ -35,10 +35,7 @@ def get_model_architecture(original: Callable[[Any], Any], model_config: Any) ->
     Raises:
         ConfigError: The model is ours and this SGLang release is not supported.
     """
-    architectures = model_config.hf_config.architectures or []
-    for model in enabled_language_models():
-        if model.architecture not in architectures:
-            continue
+    for model in _models_of(model_config):
         reason = compat.unsupported_version()
         if reason is not None:
             raise ConfigError(
@@ -51,14 +48,38 @@ def get_model_architecture(original: Callable[[Any], Any], model_config: Any) ->
     return original(model_config)
 
 
-@functools.cache
-def _apply_cpu_hooks() -> None:
-    """Hooks of our models where the language model runtime runs on a CPU."""
+def keep_sizes(
+    original: Callable[..., Any], model_config: Any, *arguments: Any, **named: Any
+) -> Any:
+    """Around ``adjust_config_with_unaligned_cpu_tp``: ours is built as its config says.
+
+    Returns:
+        ``model_config``, as it was where a model of ours runs on our CPU platform.
+    """
+    if _models_of(model_config) and _is_reference_platform():
+        return model_config
+    return original(model_config, *arguments, **named)
+
+
+def _models_of(model_config: Any) -> list[Any]:
+    """The enabled rows that a config of SGLang's names."""
+    architectures = model_config.hf_config.architectures or []
+    rows = enabled_language_models()
+    return [row for row in rows if row.architecture in architectures]
+
+
+def _is_reference_platform() -> bool:
     from sglang.srt.platforms import current_platform
 
     from sglang_ext_gen.platforms.cpu_reference import CpuReferencePlatform
 
-    if isinstance(current_platform, CpuReferencePlatform):
+    return isinstance(current_platform, CpuReferencePlatform)
+
+
+@functools.cache
+def _apply_cpu_hooks() -> None:
+    """Hooks of our models where the language model runtime runs on a CPU."""
+    if _is_reference_platform():
         hooks.register_hooks("srt_cpu")
         hooks.apply_hooks("srt_cpu")
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``Lance_3B`` answers a question through ``sgl.Engine`` on the CPU.
 
-``Lance_3B_Video`` does so in ``test_chat.py``.
+Its feed-forward layers have sizes that SGLang would pad on a CPU. ``Lance_3B_Video``
+answers in ``test_chat.py``, with the sizes of the golden checkpoint.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import pytest
 from conftest import Golden
 from server.lance_requests import PRESETS, data_url
 from server.servers import started_engine
+from uneven_sizes import write_uneven
 
 pytestmark = pytest.mark.slow
 
@@ -19,8 +21,10 @@ SAMPLING = {"max_new_tokens": 8, "temperature": 0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def answers(golden: Golden) -> list[Any]:
+def answers(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The same question about a picture singly, then twice at once."""
+    folder = tmp_path_factory.mktemp("uneven") / "lance"
+    checkpoint = write_uneven(golden.path / "checkpoint", folder, extra=7)
     picture = data_url(golden.path / golden.json["cases"]["x2t_image"]["image"])
     request = {
         "prompt": golden.json["cases"]["x2t_image"]["prompt"],
@@ -28,7 +32,7 @@ def answers(golden: Golden) -> list[Any]:
         "sampling_params": SAMPLING,
     }
     with started_engine(
-        golden.path / "checkpoint" / "Lance_3B",
+        checkpoint / "Lance_3B",
         mm_process_config=PRESETS,
         skip_server_warmup=True,
         max_total_tokens=4096,

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The thinker in a real ``sgl.Engine``, float32, against the official code.
 
-With SGLang's prefix cache, empty and full; ``test_serve.py`` runs it without one.
+With SGLang's prefix cache, empty and full, and with feed-forward layers of sizes that
+SGLang would pad on a CPU; ``test_serve.py`` runs it with neither.
 """
 
 import asyncio
+import json
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from server.ming import (
     query_error,
 )
 from server.servers import started_engine
+from uneven_sizes import write_uneven
 
 pytestmark = pytest.mark.slow
 CASES = ("a_raw", *CHAT_CASES)
@@ -33,8 +36,15 @@ def golden(golden_dir) -> Golden:
 
 
 @pytest.fixture(scope="module")
-def engine(golden):
-    with started_engine(golden.path, **ENGINE) as running:
+def engine(golden, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uneven") / "thinker"
+    checkpoint = write_uneven(golden.path, folder, extra=7)
+    config = checkpoint / "config.json"
+    values = json.loads(config.read_text("utf-8"))
+    # By this name SGLang would pad the tower, too.
+    values["vision_config"]["model_type"] = "qwen3_vl_moe"
+    config.write_text(json.dumps(values), "utf-8")
+    with started_engine(checkpoint, **ENGINE) as running:
         yield running
 
 

@@ -30,7 +30,7 @@ RELEASED = {
 
 
 def test_released_weights_shrink_to_055() -> None:
-    from sglang_ext_gen.models.qwen_image.fp8_quality import is_quantized_weight
+    from sglang_ext_gen.models.qwen_image.checkpoint import is_quantized_weight
 
     fp8 = bf16 = 0
     for spec in transformer_specs(TransformerConfig.from_dict(RELEASED, "")):

@@ -201,6 +201,24 @@ def test_a_question_to_a_composite_checkpoint_says_what_is_there(tmp_path, capsy
     assert "no thinker was found because config.json is a composite one" in message
 
 
+def test_generate_says_what_a_near_miss_is(tmp_path, golden_dir, capsys):
+    layered = tmp_path / "layered"
+    layered.mkdir()
+    index = {"_class_name": "QwenImageLayeredPipeline"}
+    (layered / "model_index.json").write_text(json.dumps(index))
+    assert exit_code("generate", layered, "--prompt", "a") == 2
+    assert "is left to stock SGLang; for other models" in capsys.readouterr().err
+
+    # Ours, but for its thinker: a note, then the request's own fault.
+    ming = copy_checkpoint(golden_dir("ming_omni") / "checkpoint", tmp_path / "ming")
+    whole = {"thinker_config": json.loads((ming / "config.json").read_text())}
+    (ming / "config.json").write_text(json.dumps(whole))
+    assert exit_code("generate", ming) == 2
+    message = capsys.readouterr().err
+    assert "note: " in message
+    assert "no thinker was found because config.json is a composite one" in message
+
+
 @pytest.mark.slow
 def test_no_worker_starts_for_a_damaged_checkpoint(
     ideogram4_golden, tmp_path, capsys, monkeypatch
@@ -313,12 +331,10 @@ def test_doctor_finds_a_tiny_checkpoint_complete(family, tmp_path, capsys):
     capsys.readouterr()
     assert exit_code("doctor", "--no-process", "--json", "--model", target) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["model"] == {
-        "path": str(target),
-        "family": family.name,
-        "problems": [],
-        "notes": [],
-    }
+    model = found["model"]
+    assert (model["path"], model["family"]) == (str(target), family.name)
+    assert model["problems"] == []
+    assert family.title in model["advice"]["titles"]
     assert found["versions"]["sglang"] == compat.SUPPORTED_SGLANG
     assert found["problems"] == []
 

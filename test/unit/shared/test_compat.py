@@ -11,6 +11,7 @@ import re
 import sys
 import tomllib
 import types
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ import pytest
 from sglang_ext_gen.plugin import compat, hooks
 from sglang_ext_gen.plugin.couplings import COUPLINGS, Coupling
 from sglang_ext_gen.plugin.stock_uses import PACKAGE, Sources, is_stock
+from sglang_ext_gen.registry import FAMILIES
 
 REPOSITORY = Path(__file__).parents[3]
-# Flags of our own commands that argparse did not add.
-OWN_FLAGS = {"--help", "--version"}
+# Flags that argparse did not add, and one of the hub's own command.
+OWN_FLAGS = {"--help", "--version", "--local-dir"}
 OF_ARGPARSE = {"_ActionsContainer", "_option_string_actions"}
 # Where routes are spelled out.
 ROUTE_FILES = ("http", "gateway", "process", "registry.py", "models/ming_omni")
@@ -209,6 +211,15 @@ def test_every_flag_of_stock_is_listed(sources):
         for argument in node.args
         if isinstance(argument, ast.Constant)
     }
+    tables = [
+        row.load(table)
+        for row in FAMILIES
+        for table in (row.request_fields, row.load_options)
+    ]
+    for field in chain.from_iterable(tables):
+        name = field.name.replace("_", "-")
+        # load_unconditional is --no-unconditional.
+        own |= {f"--{name}", f"--no-{name.removeprefix('load-')}"}
     named = {name for name, _ in constants(sources, r"--[a-z0-9-]*[a-z0-9]")}
     assert named - own - OWN_FLAGS <= listed("flag")
     assert {"--mem-fraction-static", "--master-port"} <= named

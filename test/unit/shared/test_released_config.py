@@ -8,7 +8,11 @@ from typing import ClassVar
 
 import pytest
 
-from sglang_ext_gen.checkpoint.released_config import StrictConfig, with_rope_scaling
+from sglang_ext_gen.checkpoint.released_config import (
+    StrictConfig,
+    unused_keys_noted,
+    with_rope_scaling,
+)
 from sglang_ext_gen.errors import ConfigError
 
 
@@ -40,6 +44,18 @@ def test_keys_that_describe_are_taken_with_one_warning(
         assert Config.from_dict(values, "one.json") == Config(4)
         assert Config.from_dict(values, "one.json") == Config(4)
     assert caplog.messages == [f"one.json: not used: {', '.join(DESCRIBING)}"]
+
+
+def test_a_program_may_show_the_warning_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with unused_keys_noted() as noted:
+        for _ in range(2):
+            Config.from_dict({"width": 4, "use_cache": True}, "shown.json")
+    assert noted == ["shown.json: not used: use_cache"]
+    assert caplog.messages == []
+    Config.from_dict({"width": 4, "use_cache": True}, "shown.json")
+    assert caplog.messages == noted
 
 
 def test_listed_keys_are_taken_silently(caplog: pytest.LogCaptureFixture) -> None:

@@ -28,7 +28,9 @@ D hidden size, H heads, d head dim, C latent channels per token (128), gh / gw
 latent token grid (16 pixels a token).
 """
 
-from sglang_ext_gen.models.family import ModelFamily
+from sglang_ext_gen.models.family import Licence, ModelFamily
+
+_LICENCE = Licence("Ideogram Non-Commercial Model Agreement", False)
 
 FAMILY = ModelFamily(
     name="ideogram4",
@@ -39,4 +41,5 @@ FAMILY = ModelFamily(
     sampling_params="sampling_params:Ideogram4FP8SamplingParams",
     hf_model_paths=("ideogram-ai/ideogram-4-fp8",),
     http_routes=("/v1/images/generations",),
+    licence=_LICENCE,
 )

@@ -30,7 +30,9 @@ size, H heads, K key/value heads, d head dim, C latent channels (48), F latent f
 h / w latent grid (16 pixels a token).
 """
 
-from sglang_ext_gen.models.family import LanguageModel, ModelFamily
+from sglang_ext_gen.models.family import LanguageModel, Licence, ModelFamily
+
+_LICENCE = Licence("Apache-2.0", True)
 
 FAMILY = ModelFamily(
     name="lance",
@@ -41,6 +43,7 @@ FAMILY = ModelFamily(
     sampling_params="sampling_params:LanceSamplingParams",
     hf_model_paths=("bytedance-research/Lance",),
     http_routes=("/v1/images/generations", "/v1/images/edits", "/v1/videos"),
+    licence=_LICENCE,
     convert="build:convert",
     fp8_quality="fp8_quality:fp8_quality",
     language_model="lance",
@@ -51,6 +54,8 @@ LANGUAGE_MODEL = LanguageModel(
     title="Lance (understanding)",
     package=__name__,
     architecture="LanceForConditionalGeneration",
+    licence=_LICENCE,
     check_checkpoint="checkpoint:check_understanding",
+    needs="needs:understanding_needs",
     prepare_arguments="thinker.view:prepare_arguments",
 )

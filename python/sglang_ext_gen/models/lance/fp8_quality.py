@@ -1,20 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which weights of Lance become FP8, and what that does to them."""
+"""What FP8 does to the weights of Lance."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from sglang_ext_gen.checkpoint.fp8_quality import quality_of_file
 from sglang_ext_gen.models.lance.checkpoint import find_files
-
-# Embeddings, the head, norms and what turns latents and times into tokens stay as
-# released: little memory, and every latent passes through them.
-_LAYERS = "language_model.model.layers."
-
-
-def is_quantized_weight(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a released tensor becomes FP8: the matrices of the layers."""
-    return name.startswith(_LAYERS) and len(shape) == 2
+from sglang_ext_gen.models.lance.weights import is_quantized_weight
 
 
 def fp8_quality(path: Path) -> Iterator[tuple[str, float]]:

@@ -127,3 +127,12 @@ VAE_DECODER_RULES: tuple[Rule, ...] = (
     *_VAE_DECODER,
     Skip("encoder.**", "no task that is served has a source"),
 )
+
+# Embeddings, the head, norms and what turns latents and times into tokens stay as
+# released: little memory, and every latent passes through them.
+_LAYERS = "language_model.model.layers."
+
+
+def is_quantized_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a released tensor becomes FP8: the matrices of the layers."""
+    return name.startswith(_LAYERS) and len(shape) == 2

@@ -27,7 +27,9 @@ streams, D hidden size, H heads, d head dim, c latent channels, h / w latent gri
 (8 pixels a latent, 16 a token).
 """
 
-from sglang_ext_gen.models.family import LanguageModel, ModelFamily
+from sglang_ext_gen.models.family import LanguageModel, Licence, ModelFamily
+
+_LICENCE = Licence("MIT", True)
 
 FAMILY = ModelFamily(
     name="ming_omni",
@@ -38,6 +40,7 @@ FAMILY = ModelFamily(
     sampling_params="sampling_params:MingOmniSamplingParams",
     hf_model_paths=("inclusionAI/Ming-flash-omni-2.0",),
     http_routes=("/v1/images/generations", "/v1/images/edits"),
+    licence=_LICENCE,
     demo_chat="demo:demo_chat",
     convert="build:convert",
     language_model="ming_omni",
@@ -49,7 +52,9 @@ LANGUAGE_MODEL = LanguageModel(
     title="Ming-flash-omni 2.0 (thinker)",
     package=__name__,
     architecture="BailingMM2NativeForConditionalGeneration",
+    licence=_LICENCE,
     check_checkpoint="thinker.checkpoint:check_checkpoint",
+    needs="thinker.needs:needs",
     why_not="thinker.checkpoint:why_not",
     recognises="thinker.checkpoint:recognises",
     write_tiny="thinker.tiny:write_tiny",

@@ -28,7 +28,9 @@ picture and, in edits, of all references behind it, D hidden size, C = 64 packed
 latent channels.
 """
 
-from sglang_ext_gen.models.family import ModelFamily
+from sglang_ext_gen.models.family import Licence, ModelFamily
+
+_LICENCE = Licence("Apache-2.0", True)
 
 FAMILY = ModelFamily(
     name="qwen_image",
@@ -39,6 +41,7 @@ FAMILY = ModelFamily(
     sampling_params="sampling_params:QwenImageExtSamplingParams",
     hf_model_paths=("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"),
     http_routes=("/v1/images/generations",),
+    licence=_LICENCE,
     why_not="checkpoint:why_not",
     fp8_quality="fp8_quality:fp8_quality",
 )
@@ -61,5 +64,6 @@ EDIT_FAMILY = ModelFamily(
         "Qwen/Qwen-Image-Edit-2511",
     ),
     http_routes=("/v1/images/edits",),
+    licence=_LICENCE,
     fp8_quality="fp8_quality:fp8_quality",
 )

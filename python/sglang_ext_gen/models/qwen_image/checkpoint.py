@@ -69,6 +69,8 @@ _OTHER_FLAGS = ("use_layer3d_rope", "use_additional_t_cond")
 _TOKENIZER_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 # A tensor of the transformer; ComfyUI's single files put a prefix before it.
 _MARK = "transformer_blocks.0.img_mod.1.weight"
+# Outside stock's linears, or too small to matter: they stay as released.
+_PLAIN = ("time_text_embed.", "norm_out.")
 
 
 def recognises(path: Path) -> bool:
@@ -84,6 +86,11 @@ def recognises_edit(path: Path) -> bool:
 def takes_one_reference(path: Path) -> bool:
     """Whether an edit checkpoint is the first release, made for one picture."""
     return _class_of(path) == EDIT_CLASS
+
+
+def is_quantized_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether ``weight_format=fp8`` makes it FP8: the matrices of stock's linears."""
+    return name.endswith(".weight") and len(shape) == 2 and not name.startswith(_PLAIN)
 
 
 def check_checkpoint(path: Path, without: Collection[str] = ()) -> list[str]:
