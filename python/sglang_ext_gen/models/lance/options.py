@@ -8,6 +8,18 @@ One table for Python (``from_pretrained(tasks="t2i")``), ``sglang-ext-gen`` and
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sglang_ext_gen.diffusion.options import (
+    ATTENTION,
+    MONOLITHIC,
+    OWN_LOADERS,
+    PARALLEL,
+    QUANTIZATION,
+    SEQUENCE_EXCHANGE,
+    OptionRow,
+    does_not_apply,
+    refused,
+    works,
+)
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.models.lance.checkpoint import VARIANTS, LanceFiles
 from sglang_ext_gen.models.lance.tasks import (
@@ -63,6 +75,29 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "memory, nearly the same result (on), or whole (off, the default).",
         choices=("off", "on"),
         default="off",
+    ),
+)
+
+# What becomes of stock's options; see ``diffusion/options.py``.
+STOCK_OPTIONS: tuple[OptionRow, ...] = (
+    *OWN_LOADERS,
+    *MONOLITHIC,
+    refused(
+        "this pipeline runs on one device; start one server a device",
+        f"num_gpus cfg_parallel_degree {PARALLEL}",
+        unless=(1,),
+    ),
+    does_not_apply("this pipeline runs on one device", SEQUENCE_EXCHANGE),
+    refused(
+        "attention is torch's, over a prefix of keys and values",
+        ATTENTION,
+        unless=("torch_sdpa",),
+    ),
+    refused("the linears become FP8 by --weight-format fp8", QUANTIZATION),
+    refused("use --vae-tiles on", "vae_tiling"),
+    works("image_encoder_cpu_offload image_encoder_precision"),
+    does_not_apply(
+        "there is no text encoder", "text_encoder_cpu_offload text_encoder_precisions"
     ),
 )
 

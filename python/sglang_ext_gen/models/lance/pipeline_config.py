@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sglang.multimodal_gen.configs.models import DiTConfig, VAEConfig
 from sglang.multimodal_gen.configs.models.vaes import WanVAEConfig
@@ -15,7 +15,6 @@ from sglang.multimodal_gen.configs.sample.sampling_params import DataType
 
 from sglang_ext_gen.checkpoint.component import refuse
 from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
-from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.lance.checkpoint import (
     COMPONENTS,
     check_checkpoint,
@@ -23,6 +22,7 @@ from sglang_ext_gen.models.lance.checkpoint import (
 )
 from sglang_ext_gen.models.lance.options import (
     LOAD_OPTIONS,
+    STOCK_OPTIONS,
     LancePlacement,
     place_tasks,
 )
@@ -39,6 +39,8 @@ class LancePipelineConfig(FamilyPipelineConfig, PipelineConfig):
     """Options of ``DiffGenerator.from_pretrained`` and ``sglang serve``."""
 
     load_options = LOAD_OPTIONS
+    stock_options = STOCK_OPTIONS
+    other_components: ClassVar[tuple[str, ...]] = ("tokenizer",)
     # A component that our loaders refuse must not be loaded by diffusers instead.
     native_only_components: tuple[str, ...] = tuple(part.name for part in COMPONENTS)
     task_type: ModelTaskType = ModelTaskType.T2I
@@ -87,14 +89,6 @@ class LancePipelineConfig(FamilyPipelineConfig, PipelineConfig):
     def supports_disaggregation(self) -> bool:
         """False: the prefix cache stays where it was made."""
         return False
-
-    def check_options(self, server_args: Any) -> None:
-        """One device a server."""
-        if server_args.num_gpus > 1:
-            raise ConfigError(
-                f"num_gpus: {server_args.num_gpus} given; this pipeline runs on one "
-                "device, start one server a device"
-            )
 
     def check_folder(self, folder: Path) -> None:
         """Refuse a damaged checkpoint, and one without what the tasks need."""

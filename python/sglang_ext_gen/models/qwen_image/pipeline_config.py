@@ -26,7 +26,7 @@ from sglang_ext_gen.checkpoint.component import refuse
 from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.qwen_image.checkpoint import check_checkpoint
-from sglang_ext_gen.models.qwen_image.options import LOAD_OPTIONS
+from sglang_ext_gen.models.qwen_image.options import LOAD_OPTIONS, STOCK_OPTIONS
 from sglang_ext_gen.models.qwen_image.references import size_for_pixels
 from sglang_ext_gen.models.qwen_image.request import (
     DEFAULT_REFERENCE_PIXELS,
@@ -59,7 +59,8 @@ class QwenImageConfig(FamilyPipelineConfig):
     """What generation and edits share."""
 
     load_options = LOAD_OPTIONS
-    refused: ClassVar[dict[str, str]] = {}
+    stock_options = STOCK_OPTIONS
+    other_components: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
     # A component that stock's strict loaders refuse must not be loaded by diffusers.
     native_only_components: ClassVar[tuple[str, ...]] = (
         "transformer",
@@ -123,6 +124,10 @@ class QwenImageEditExtPipelineConfig(QwenImageConfig, QwenImageEditPlusPipelineC
             set by the pipeline from ``model_index.json``.
     """
 
+    other_components: ClassVar[tuple[str, ...]] = (
+        *QwenImageConfig.other_components,
+        "processor",
+    )
     is_first_release: bool = False
 
     def prepare_image_processor_kwargs(
