@@ -59,7 +59,7 @@ def does_not_apply(reason: str, names: str) -> OptionRow:
 # What stock's denoising loop serves, for every family whose steps run on it.
 ON_STOCKS_LOOP: tuple[OptionRow, ...] = (
     works(
-        "enable_torch_compile regional_compile offload_during_compile "
+        "enable_torch_compile offload_during_compile "
         "dit_config.torch_compile_mode SGLANG_TORCH_COMPILE_MODE"
     ),
     works(
@@ -191,7 +191,7 @@ SHARED: tuple[OptionRow, ...] = (
         "enable_trace otlp_traces_endpoint otlp_service_name"
     ),
     works(
-        "SGLANG_AUTO_NUMA_BIND SGLANG_CPU_OMP_THREADS_BIND "
+        "SGLANG_CPU_OMP_THREADS_BIND "
         "SGLANG_DIFFUSION_NCCL_SO_PATH SGLANG_DIFFUSION_PLATFORM_OVERRIDE "
         "SGLANG_PLUGINS SGLANG_EXTERNAL_MODEL_PACKAGE SGLANG_USE_MODELSCOPE "
         "SGLANG_DIFFUSION_CACHE_ROOT SGLANG_DIFFUSION_DISABLE_AUTO_RESIDENCY "
@@ -215,6 +215,7 @@ SHARED: tuple[OptionRow, ...] = (
         "cache_dit_config",
     ),
     refused("a request says its size", "resolution"),
+    refused("these transformers are compiled as a whole", "regional_compile"),
     refused("a warm-up draws one picture", "warmup_num_frames"),
     refused(
         "its page asks for 81 frames, which these models refuse; use the HTTP routes",
@@ -299,7 +300,7 @@ SHARED: tuple[OptionRow, ...] = (
 # Families whose components our strict loaders read, and whose stages are their own.
 OWN_LOADERS: tuple[OptionRow, ...] = (
     refused("LoRA is not supported by this pipeline", LORA),
-    refused("weights are not sharded by FSDP; use parallelism of the model", FSDP),
+    refused("weights are not sharded by FSDP; use --tp-size", FSDP),
     refused(
         "a component's folder is read strictly and as a whole; name another folder by "
         "--component-paths.NAME",
@@ -312,13 +313,12 @@ OWN_LOADERS: tuple[OptionRow, ...] = (
         unless=("auto", "replicate"),
     ),
     refused(
-        "prompts are encoded for each request; equal ones of a group once",
+        "prompts are encoded for each request, equal ones of a group once",
         "conditioning_cache_max_size_mb",
         unless=(0,),
     ),
     refused("the VAE decodes in its own precision", "vae_decode_precision"),
-    refused("the VAE runs whole, as a module that is not compiled", VAE_CONFIG),
-    refused("the VAE runs whole", "vae_tiling"),
+    refused("the VAE runs whole, on one rank", f"vae_tiling {VAE_CONFIG}"),
     refused("the VAE is not compiled", "SGLANG_VAE_TORCH_COMPILE_MODE"),
     refused(
         "the schedule is the family's own; a request says its steps and shift",
@@ -330,11 +330,10 @@ OWN_LOADERS: tuple[OptionRow, ...] = (
         unless=("1", "1.0"),
     ),
     refused(
-        "only dense attention: " + ", ".join(DENSE_BACKENDS),
-        "attention_backend",
+        "attention is dense",
+        "attention_backend attention_backend_config",
         unless=DENSE_BACKENDS,
     ),
-    refused("sparse attention is not supported", "attention_backend_config"),
     works("text_encoder_cpu_offload text_encoder_precisions"),
     does_not_apply(
         "there is no image encoder", "image_encoder_cpu_offload image_encoder_precision"
