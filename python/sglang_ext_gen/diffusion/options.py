@@ -97,7 +97,7 @@ ATTENTION = (
 # How the ranks of a replica share one request; Lance runs on one device.
 PARALLEL = (
     "tp_size sp_degree ulysses_degree ring_degree kv_gather_degree dp_size "
-    "enable_cfg_parallel nnodes node_rank dist_init_addr"
+    "enable_cfg_parallel cfg_parallel_degree nnodes node_rank dist_init_addr"
 )
 DISAGGREGATION = (
     "disagg_timeout disagg_downstream_wait_timeout disagg_dispatch_policy "
@@ -120,8 +120,8 @@ LORA = (
 )
 # Weights in another form than on disk.
 QUANTIZATION = (
-    "quantization quantization_ignored_layers component_quantizations "
-    "component_quantization_ignored_layers nunchaku_config enable_svdquant "
+    "quantization quantization_ignored_layers component_quantization_ignored_layers "
+    "component_quantizations nunchaku_config enable_svdquant "
     "quantization_precision quantization_rank quantization_act_unsigned "
     "dit_config.quant_config"
 )

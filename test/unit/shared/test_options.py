@@ -73,6 +73,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged of options; SGLang replaces the handlers of the root."""
+    messages: list[str] = []
+    monkeypatch.setattr(
+        options.logger, "handle", lambda record: messages.append(record.getMessage())
+    )
+    return messages
+
+
 def stocks_variables() -> Iterator[str]:
     """Every variable that is named in the source of the diffusion runtime."""
     import sglang.multimodal_gen as package
@@ -163,13 +173,36 @@ def test_the_page_is_what_the_tables_give() -> None:
 
 # --- loading ----------------------------------------------------------------
 
-# Of arguments without a flag.
-PYTHON_VALUES: dict[str, Any] = {
-    "comfyui_mode": True,
-    "component_attention_backend_roles": {"transformer": {"self": "fa"}},
-    "enable_attention_backend_autotune": True,
-    "lora_target_modules": ["to_q"],
+# What asks for something, where that is not any word.
+VALUES: dict[str, str] = {
+    "attention_backend_config": "sparsity=0.5",
+    "component_attention_backends": "transformer=fa",
 }
+# What stock wants beside them, or says before it asks us: on a CPU, or always.
+BESIDE = {
+    "cfg_parallel_degree": ["--num-gpus", "8"],
+    "enable_cfg_parallel": ["--num-gpus", "2"],
+    "component_quantization_ignored_layers": ["--component-quantizations.vae", "fp8"],
+}
+SAID_BY_STOCK = {
+    "component_direct_gpu_weight_loading": "requires CUDA",
+    "direct_gpu_weight_loading": "requires CUDA",
+    "disagg_role": "only supports monolithic deployment",
+    "enable_svdquant": "only supported on NVIDIA CUDA",
+}
+
+
+def python_value(name: str) -> Any:
+    """Something to ask for by an argument that has no flag."""
+    from sglang.multimodal_gen.runtime.layers.quantization.configs import (
+        nunchaku_config,
+    )
+
+    return {
+        "component_attention_backend_roles": {"transformer": {"self": "fa"}},
+        "lora_target_modules": ["to_q"],
+        "nunchaku_config": nunchaku_config.NunchakuConfig(),
+    }.get(name, True)
 
 
 def load(checkpoint: str, *words: str, **arguments: Any) -> Any:
@@ -181,31 +214,31 @@ def load(checkpoint: str, *words: str, **arguments: Any) -> Any:
 
 @pytest.mark.parametrize("family", NAMES)
 def test_a_plain_start_gives_nothing(
-    family: str, checkpoints: Any, caplog: pytest.LogCaptureFixture
+    family: str, checkpoints: Any, said: list[str]
 ) -> None:
     args = load(checkpoints[family])
     config = find_family(family).load(find_family(family).pipeline_config)
     assert type(args.pipeline_config) is config
-    assert "does not apply" not in caplog.text
+    assert said == []
 
 
 @pytest.mark.parametrize("family", NAMES)
 def test_neither_defaults_nor_off_are_refused(
-    family: str, checkpoints: Any, actions: Any, monkeypatch: pytest.MonkeyPatch
+    family: str, checkpoints: Any, actions: Any
 ) -> None:
+    known = {field.name: field.default for field in fields(server_args_of.ServerArgs)}
     defaults = {
-        field.name: field.default
-        for field in fields(server_args_of.ServerArgs)
-        if field.name in actions and isinstance(field.default, str | int | float)
+        name: default
+        for name, default in known.items()
+        if name in actions and isinstance(default, str | int | float)
     }
-    off = {name: False for name, action in actions.items() if is_switch(action)}
-    for name in stocks_variables():
-        monkeypatch.setenv(name, "0") if "CFG_GATE" in name else None
-    monkeypatch.setenv("SGLANG_VAE_TORCH_COMPILE_MODE", "")
-    known = {field.name for field in fields(server_args_of.ServerArgs)}
-    given = {**defaults, **{name: off[name] for name in off if name in known}}
-    assert len(given) > 60
-    load(checkpoints[family], **given)
+    off = {
+        name: False
+        for name, action in actions.items()
+        if is_switch(action) and name in known
+    }
+    assert len(defaults) > 60
+    load(checkpoints[family], **{**defaults, **off})
 
 
 def is_switch(action: argparse.Action) -> bool:
@@ -220,7 +253,8 @@ def words_for(action: argparse.Action, row: OptionRow) -> list[str]:
     if action.choices:
         chosen = [c for c in action.choices if c not in (action.default, *row.unless)]
         return [flag, str(chosen[0])]
-    return [flag, {int: "8", float: "0.5"}.get(action.type, "fp8")]  # type: ignore[arg-type]
+    kinds: dict[Any, str] = {int: "8", float: "0.5"}
+    return [flag, VALUES.get(action.dest, kinds.get(action.type, "fp8"))]
 
 
 @pytest.mark.parametrize(("family", "name"), REFUSED)
@@ -231,15 +265,73 @@ def test_each_refused_option_is_refused_by_name(
     actions: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    row, words, arguments = table(family)[name], [], {}
+    row, words, arguments = table(family)[name], BESIDE.get(name, []), {}
     if name.isupper():
         monkeypatch.setenv(name, "0.5")
     elif name in actions:
-        words = words_for(actions[name], row)
+        words = [*words_for(actions[name], row), *words]
     elif as_written(name).endswith(".NAME"):
-        words = [as_written(name).replace("NAME", "transformer"), "true"]
+        words = [as_written(name).replace("NAME", "vae"), "true", *words]
     else:
-        arguments = {name: PYTHON_VALUES[name]}
+        arguments = {name: python_value(name)}
+    if name in SAID_BY_STOCK:
+        with pytest.raises(ValueError, match=SAID_BY_STOCK[name]):
+            load(checkpoints[family], *words, **arguments)
+        return
     with pytest.raises(ConfigError, match=re.escape(as_written(name))) as caught:
         load(checkpoints[family], *words, **arguments)
     assert row.reason in str(caught.value)
+
+
+def test_a_variable_that_is_off_asks_for_nothing(
+    checkpoints: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in ("1.0", "0", ""):
+        monkeypatch.setenv("SGLANG_DIFFUSION_CFG_GATE_STEP", value)
+        load(checkpoints["ideogram4"])
+
+
+def test_what_does_not_apply_is_said(
+    checkpoints: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_SANA_WM_SKIP_REFINER", "1")
+    load(checkpoints["lance"], "--minimax-h3-adaln-online", "true")
+    assert [message.split(" does not apply here: ")[0] for message in said] == [
+        "--minimax-h3-adaln-online",
+        "SGLANG_SANA_WM_SKIP_REFINER",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "component"),
+    [
+        ("--transfomer-path", "transfomer"),
+        ("--component-precisions.scheduler", "scheduler"),
+    ],
+)
+def test_a_component_that_is_not_there_is_refused(
+    flag: str, component: str, checkpoints: Any
+) -> None:
+    expected = rf"{component}: there is no such component; there are .*, tokenizer, vae"
+    with pytest.raises(ConfigError, match=expected):
+        load(checkpoints["ideogram4"], flag, "fp32")
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_components_are_those_of_the_pipeline(family: str, checkpoints: Any) -> None:
+    row = find_family(family)
+    config = row.load(row.pipeline_config)()
+    known = {*config.native_only_components, *config.other_components}
+    assert known == set(row.load(row.pipeline)._required_config_modules)
+
+
+def test_a_refusal_comes_before_a_worker_starts(checkpoints: Any) -> None:
+    import multiprocessing
+
+    from sglang.multimodal_gen import DiffGenerator
+
+    with pytest.raises(ConfigError, match=r"^--quantization: .*--weight-format fp8$"):
+        DiffGenerator.from_pretrained(
+            model_path=checkpoints["lance"], quantization="fp8"
+        )
+    assert multiprocessing.active_children() == []

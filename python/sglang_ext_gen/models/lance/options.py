@@ -84,7 +84,7 @@ STOCK_OPTIONS: tuple[OptionRow, ...] = (
     *MONOLITHIC,
     refused(
         "this pipeline runs on one device; start one server a device",
-        f"num_gpus cfg_parallel_degree {PARALLEL}",
+        f"num_gpus {PARALLEL}",
         unless=(1,),
     ),
     does_not_apply("this pipeline runs on one device", SEQUENCE_EXCHANGE),

@@ -38,7 +38,7 @@ STOCK_OPTIONS: tuple[OptionRow, ...] = (
     works(f"{VAE_CONFIG} vae_tiling vae_decode_precision"),
     works(OF_STOCKS_LOADERS),
     works(
-        "cfg_parallel_degree attention_backend_config dit_config.prefix "
+        "attention_backend_config dit_config.prefix "
         "encoder_parallel conditioning_cache_max_size_mb trust_remote_code "
         "flow_shift scheduler_class_override text_encoder_cpu_offload "
         "text_encoder_precisions SGLANG_VAE_TORCH_COMPILE_MODE "
