@@ -45,12 +45,14 @@ class FamilySamplingParams(SamplingParams):
         request_fields: The family's table.
         also_used: Fields of SGLang's class, beside those of the table and of
             ``SERVED_BY_SGLANG``, that something of the family reads.
+        not_used: Fields that stock's loop reads, but not for this family.
         has_teacache: Whether its transformers can leave out the blocks of a step.
     """
 
     title: ClassVar[str]
     request_fields: ClassVar[tuple[RequestField, ...]]
     also_used: ClassVar[frozenset[str]] = frozenset()
+    not_used: ClassVar[frozenset[str]] = frozenset()
     has_teacache: ClassVar[bool] = True
 
     if TYPE_CHECKING:  # the fields that ``carries`` declares
@@ -82,7 +84,9 @@ class FamilySamplingParams(SamplingParams):
         """Fields that something reads; a request that sets another one is refused."""
         used = {field.name for field in cls.request_fields} | cls.also_used
         used |= SERVED_BY_SGLANG | _OF_THE_LOOP
-        return frozenset(used | _OF_TEACACHE if cls.has_teacache else used)
+        return (
+            frozenset(used | _OF_TEACACHE if cls.has_teacache else used) - cls.not_used
+        )
 
     def should_use_classifier_free_guidance(self) -> bool:
         """False: SGLang's own guidance needs a negative prompt; ours does not."""

@@ -47,6 +47,8 @@ class LanceSamplingParams(FamilySamplingParams):
             "x264_preset",
         }
     )
+    # Attention is torch's, over a prefix of keys and values.
+    not_used = frozenset({"attention_backend_override", "skip_softmax_params"})
     data_type: DataType = DataType.IMAGE
 
     @classmethod
