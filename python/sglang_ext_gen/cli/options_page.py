@@ -11,8 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from sglang_ext_gen.diffusion.options import OptionRow, as_written, stock_options
-from sglang_ext_gen.models.family import ModelFamily
-from sglang_ext_gen.registry import FAMILIES
+from sglang_ext_gen.registry import FAMILIES, ModelFamily
 from sglang_ext_gen.request.fields import CHANGE_NOTHING
 
 _INTRODUCTION = """\

@@ -204,10 +204,6 @@ SHARED: tuple[OptionRow, ...] = (
         "SGLANG_TEST_NUM_INFERENCE_STEPS SGLANG_DIFFUSION_TEST_CAP_DEVICE_MEMORY_GIB "
         "SGLANG_DIFFUSION_TEST_FORCE_HOST_AVAILABLE_GIB"
     ),
-    refused(
-        "the checkpoint is the folder that --model-path names; name the subfolder",
-        "model_subfolder",
-    ),
     refused("these checkpoints have no variants", "model_variant"),
     refused(
         "it configures the diffusers backend; here SGLANG_CACHE_DIT_* and the "
@@ -299,6 +295,10 @@ SHARED: tuple[OptionRow, ...] = (
 
 # Families whose components our strict loaders read, and whose stages are their own.
 OWN_LOADERS: tuple[OptionRow, ...] = (
+    refused(
+        "the checkpoint is the folder that --model-path names; name the subfolder",
+        "model_subfolder",
+    ),
     refused("LoRA is not supported by this pipeline", LORA),
     refused("weights are not sharded by FSDP; use --tp-size", FSDP),
     refused(

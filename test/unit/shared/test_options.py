@@ -37,11 +37,12 @@ def table(family: str) -> dict[str, OptionRow]:
     return stock_options(row.load(row.stock_options))
 
 
+# What all refuse is asked of one.
 REFUSED = [
     (family, name)
     for family in NAMES
     for name, row in table(family).items()
-    if row.status == "refused"
+    if row.status == "refused" and (family == NAMES[0] or row not in options.SHARED)
 ]
 
 

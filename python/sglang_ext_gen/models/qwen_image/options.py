@@ -40,7 +40,7 @@ STOCK_OPTIONS: tuple[OptionRow, ...] = (
     works(
         "attention_backend_config dit_config.prefix "
         "encoder_parallel conditioning_cache_max_size_mb trust_remote_code "
-        "flow_shift scheduler_class_override text_encoder_cpu_offload "
+        "flow_shift model_subfolder scheduler_class_override text_encoder_cpu_offload "
         "text_encoder_precisions SGLANG_VAE_TORCH_COMPILE_MODE "
         "SGLANG_DIFFUSION_CFG_GATE_STEP SGLANG_DIFFUSION_LORA_MERGE_FP32"
     ),
