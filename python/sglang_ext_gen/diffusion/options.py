@@ -169,7 +169,11 @@ SHARED: tuple[OptionRow, ...] = (
         "model_path model_id served_model_name backend pipeline_class_name "
         "pipeline_config pipeline_config_path revision performance_mode"
     ),
-    works("component_paths component_precisions dit_precision vae_precision"),
+    works("component_paths component_precisions"),
+    # Of the parts that there are; our --precision gives all four.
+    works(
+        "dit_precision vae_precision text_encoder_precisions image_encoder_precision"
+    ),
     works(ATTENTION),
     works(PARALLEL),
     works(
@@ -334,10 +338,8 @@ OWN_LOADERS: tuple[OptionRow, ...] = (
         "attention_backend attention_backend_config",
         unless=DENSE_BACKENDS,
     ),
-    works("text_encoder_cpu_offload text_encoder_precisions"),
-    does_not_apply(
-        "there is no image encoder", "image_encoder_cpu_offload image_encoder_precision"
-    ),
+    works("text_encoder_cpu_offload"),
+    does_not_apply("there is no image encoder", "image_encoder_cpu_offload"),
     does_not_apply("no code of a checkpoint is ever run", "trust_remote_code"),
     does_not_apply("blocks are found by the class", "dit_config.prefix"),
     does_not_apply("--quantization is refused", OF_QUANTIZATION),

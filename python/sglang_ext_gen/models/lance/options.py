@@ -95,10 +95,8 @@ STOCK_OPTIONS: tuple[OptionRow, ...] = (
     ),
     refused("the linears become FP8 by --weight-format fp8", QUANTIZATION),
     refused("use --vae-tiles on", "vae_tiling"),
-    works("image_encoder_cpu_offload image_encoder_precision"),
-    does_not_apply(
-        "there is no text encoder", "text_encoder_cpu_offload text_encoder_precisions"
-    ),
+    works("image_encoder_cpu_offload"),
+    does_not_apply("there is no text encoder", "text_encoder_cpu_offload"),
 )
 
 

@@ -41,13 +41,13 @@ STOCK_OPTIONS: tuple[OptionRow, ...] = (
         "attention_backend_config dit_config.prefix "
         "encoder_parallel conditioning_cache_max_size_mb trust_remote_code "
         "flow_shift model_subfolder scheduler_class_override text_encoder_cpu_offload "
-        "text_encoder_precisions SGLANG_VAE_TORCH_COMPILE_MODE "
+        "SGLANG_VAE_TORCH_COMPILE_MODE "
         "SGLANG_DIFFUSION_CFG_GATE_STEP SGLANG_DIFFUSION_LORA_MERGE_FP32"
     ),
     works(f"disagg_role {DISAGGREGATION}"),
     does_not_apply(
         "the picture is seen by the text encoder",
-        "image_encoder_cpu_offload image_encoder_precision",
+        "image_encoder_cpu_offload",
     ),
     does_not_apply(
         "merged weights are not kept on disk",
