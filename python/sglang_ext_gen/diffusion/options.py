@@ -91,9 +91,9 @@ ON_STOCKS_LOOP: tuple[OptionRow, ...] = (
 # Which layers of attention compute how; Lance has its own attention.
 ATTENTION = (
     "attention_backend component_attention_backends "
-    "component_attention_backend_roles enable_attention_backend_autotune "
-    "SGLANG_USE_SAGE_ATTENTION_IMPL SGLANG_VARLEN_FA"
+    "component_attention_backend_roles enable_attention_backend_autotune"
 )
+OF_ATTENTION = "SGLANG_USE_SAGE_ATTENTION_IMPL SGLANG_VARLEN_FA"
 # How the ranks of a replica share one request; Lance runs on one device.
 PARALLEL = (
     "tp_size sp_degree ulysses_degree ring_degree kv_gather_degree dp_size "
@@ -174,7 +174,7 @@ SHARED: tuple[OptionRow, ...] = (
     works(
         "dit_precision vae_precision text_encoder_precisions image_encoder_precision"
     ),
-    works(ATTENTION),
+    works(f"{ATTENTION} {OF_ATTENTION}"),
     works(PARALLEL),
     works(
         "num_gpus base_gpu_id gpu_ids numa_node enable_nccl_nvls dist_timeout "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sglang_ext_gen.diffusion.options import (
     ATTENTION,
     MONOLITHIC,
+    OF_ATTENTION,
     OWN_LOADERS,
     PARALLEL,
     QUANTIZATION,
@@ -93,6 +94,7 @@ STOCK_OPTIONS: tuple[OptionRow, ...] = (
         ATTENTION,
         unless=("torch_sdpa",),
     ),
+    does_not_apply("attention is torch's", OF_ATTENTION),
     refused("the linears become FP8 by --weight-format fp8", QUANTIZATION),
     refused("use --vae-tiles on", "vae_tiling"),
     works("image_encoder_cpu_offload"),
