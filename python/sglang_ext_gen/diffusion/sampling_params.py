@@ -84,7 +84,7 @@ class FamilySamplingParams(SamplingParams):
         """Fields that something reads; a request that sets another one is refused."""
         own = frozenset(field.name for field in cls.request_fields) | cls.also_used
         loop = _OF_THE_LOOP | _OF_TEACACHE if cls.has_teacache else _OF_THE_LOOP
-        return own | SERVED_BY_SGLANG | (loop - cls.not_used)
+        return (own | SERVED_BY_SGLANG | loop) - cls.not_used
 
     def should_use_classifier_free_guidance(self) -> bool:
         """False: SGLang's own guidance needs a negative prompt; ours does not."""
