@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit lint bench upgrade-check clean
+.PHONY: help setup demo test test-unit lint docs bench upgrade-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -47,6 +47,9 @@ lint: setup ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: setup ## Write docs/options.md from the tables of options
+	$(BIN)/python -m sglang_ext_gen.cli.options_page docs/options.md
 
 bench: setup ## Run the benchmarks at their tiny size
 	$(BIN)/python benchmark/bench_fp8_linear.py --tiny

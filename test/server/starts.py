@@ -8,11 +8,7 @@ ranks, a command. ``test/conftest.py`` prints the list and refuses too long a on
 import os
 
 # What a run on two cores can afford in half an hour.
-<<<<<<< HEAD
-MAX_STARTS = 36
-=======
-MAX_STARTS = 35
->>>>>>> wt14
+MAX_STARTS = 37
 
 started: list[str] = []
 

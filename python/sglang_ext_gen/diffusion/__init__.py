@@ -3,6 +3,7 @@
 
     sampling_params.py    a table of request fields as SGLang's ``SamplingParams``
     pipeline_config.py    a table of load options as its pipeline config
+    options.py            what becomes of stock's options, as tables
     pipeline.py           a table of components as its pipeline
     component_loader.py   one component as its component loader
     stage.py              what all stages share

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from sglang.multimodal_gen import envs
 from sglang.multimodal_gen.runtime.utils.argparse import StoreBoolean
 
-from sglang_ext_gen.errors import ConfigError
+from sglang_ext_gen.diffusion.options import (
+    OWN_LOADERS,
+    OptionRow,
+    refuse_options,
+    refuse_unknown_components,
+)
 from sglang_ext_gen.request.fields import RequestField
 
 _FLAG_TYPES = {"int": int, "float": float}
-_REFUSED = {"lora_path": "LoRA is not supported by this pipeline"}
 
 
 class FamilyPipelineConfig:
@@ -27,12 +31,14 @@ class FamilyPipelineConfig:
 
     Args:
         load_options: The family's table.
-        refused: Server arguments that the family has no use for, with the reason.
+        stock_options: The family's rows of what becomes of stock's options.
+        other_components: Components beside ``native_only_components``.
         fp8_mode: What FP8 weights become at load.
     """
 
     load_options: ClassVar[tuple[RequestField, ...]]
-    refused: ClassVar[dict[str, str]] = _REFUSED
+    stock_options: ClassVar[tuple[OptionRow, ...]] = OWN_LOADERS
+    other_components: ClassVar[tuple[str, ...]] = ()
     fp8_mode = "resident"
 
     if TYPE_CHECKING:  # the fields that ``carries`` declares
@@ -98,7 +104,7 @@ class FamilyPipelineConfig:
         """
 
     def validate_server_args(self, server_args: Any) -> None:
-        """Refuse options that this pipeline does not implement, and damage.
+        """Refuse options that nothing would obey, and damage.
 
         Raises:
             ConfigError: Names the option and what is allowed.
@@ -109,9 +115,9 @@ class FamilyPipelineConfig:
             value = getattr(self, option.name)
             if value is not None:
                 option.check(value)
-        for name, reason in self.refused.items():
-            if getattr(server_args, name):
-                raise ConfigError(f"{name}: {reason}")
+        refuse_options(self.stock_options, server_args)
+        components = (*self.native_only_components, *self.other_components)
+        refuse_unknown_components(components, server_args)
         self.check_options(server_args)
         folder = Path(server_args.model_path)
         if folder.is_dir():

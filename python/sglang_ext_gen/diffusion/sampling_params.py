@@ -80,6 +80,13 @@ class FamilySamplingParams(SamplingParams):
         """Fields that the HTTP video endpoint takes from the body."""
         return frozenset({field.name for field in cls.request_fields} - _OF_SGLANG)
 
+    @classmethod
+    def used_fields(cls) -> frozenset[str]:
+        """Fields that something reads; a request that sets another one is refused."""
+        own = frozenset(field.name for field in cls.request_fields) | cls.also_used
+        loop = _OF_THE_LOOP | _OF_TEACACHE if cls.has_teacache else _OF_THE_LOOP
+        return (own | SERVED_BY_SGLANG | loop) - cls.not_used
+
     def should_use_classifier_free_guidance(self) -> bool:
         """False: SGLang's own guidance needs a negative prompt; ours does not."""
         return False
@@ -122,12 +129,9 @@ class FamilySamplingParams(SamplingParams):
         super().__post_init__()
 
     def _adjust(self, server_args: Any) -> None:
-        used = {field.name for field in self.request_fields} | self.also_used
-        used |= SERVED_BY_SGLANG | (_OF_THE_LOOP - self.not_used)
         if self.has_teacache:
-            used |= _OF_TEACACHE
             read_teacache_params(self.teacache_params)
-        refuse_unused_fields(self, used, self.title)
+        refuse_unused_fields(self, self.used_fields(), self.title)
         self.check(server_args)
         kept = {name: getattr(self, name) for name in _KEPT}
         super()._adjust(server_args)

@@ -39,6 +39,7 @@ class ModelFamily:
         http_routes: POST routes of the server that the family serves.
         request_fields: Table of ``RequestField``; imports neither torch nor SGLang.
         load_options: Table of the pipeline config's options; same imports.
+        stock_options: Table of what becomes of stock's options; same imports.
         check_request: Function from the fields that a user gave (None is not given,
             other names are not looked at) to those fields in their own types; raises
             ``RequestError`` for the first that cannot be used; same imports.
@@ -76,6 +77,7 @@ class ModelFamily:
     licence: Licence
     request_fields: str = "request:REQUEST_FIELDS"
     load_options: str = "options:LOAD_OPTIONS"
+    stock_options: str = "options:STOCK_OPTIONS"
     check_request: str = "request:check_request"
     check_checkpoint: str = "checkpoint:check_checkpoint"
     needs: str = "needs:needs"

@@ -51,6 +51,13 @@ SERVED_BY_SGLANG = frozenset(
         "upscaling_scale",
     }
 )
+# Those of them that change nothing here, which SGLang or its clients set themselves.
+CHANGE_NOTHING = {
+    "adjust_frames": "frames are never dropped to suit the devices",
+    "debug": "for a cache that these models do not have (Spectrum)",
+    "enable_sequence_shard": "the server's parallel modes decide",
+    "generator_device": "noise is drawn on the CPU, the same for every device",
+}
 
 T = TypeVar("T")
 # Kind -> the type of a dataclass field that carries it.

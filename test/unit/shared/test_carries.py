@@ -108,9 +108,16 @@ def test_sglang_changes_neither_guidance_nor_negative_prompt() -> None:
 # --- load options ---
 
 
-def validate(config: Any, **arguments: Any) -> None:
-    nothing = {"lora_path": None, "enable_torch_compile": False, "model_path": "a/b"}
-    config.validate_server_args(SimpleNamespace(**{**nothing, **arguments}))
+def validate(config: Any, model_path: str = "a/b", **arguments: Any) -> None:
+    from sglang.multimodal_gen.runtime.server_args import ServerArgs
+
+    # Any model that stock knows will do: the config is another one.
+    server_args = ServerArgs.from_kwargs(model_path="Qwen/Qwen-Image", backend="sglang")
+    server_args.model_path, server_args.pipeline_config = model_path, config
+    server_args._explicit_arg_names = set(arguments)
+    for name, value in arguments.items():
+        setattr(server_args, name, value)
+    config.validate_server_args(server_args)
 
 
 def test_an_option_is_a_field_of_the_pipeline_config() -> None:
@@ -141,8 +148,8 @@ def test_options_are_flags_of_sglang_serve(capsys: pytest.CaptureFixture[str]) -
         ({"fp8_mode": "c"}, {}, "fp8_mode: 'c' given, expected one of a, b"),
         ({"share": 2.0}, {}, "share: 2.0 given"),
         ({"slots": 1, "load_half": False}, {}, "slots: needs both halves"),
-        ({}, {"lora_path": "x"}, "lora_path: LoRA is not supported"),
-        ({}, {"enable_torch_compile": True}, "enable_torch_compile: not supported"),
+        ({}, {"lora_path": "x"}, "--lora-path: LoRA is not supported"),
+        ({}, {"component_paths": {"a": "b"}}, "--component-paths.a: there is no such"),
     ],
     ids=str,
 )

@@ -5,6 +5,14 @@ One table for Python (``from_pretrained(fp8_mode=...)``), ``sglang-ext-gen`` and
 ``sglang serve``. Imports neither torch nor SGLang.
 """
 
+from sglang_ext_gen.diffusion.options import (
+    DISAGGREGATION,
+    OWN_LOADERS,
+    QUANTIZATION,
+    OptionRow,
+    refused,
+    works,
+)
 from sglang_ext_gen.request.fields import RequestField
 
 LOAD_OPTIONS: tuple[RequestField, ...] = (
@@ -23,4 +31,12 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         "only.",
         default=True,
     ),
+)
+
+# What becomes of stock's options; see ``diffusion/options.py``.
+STOCK_OPTIONS: tuple[OptionRow, ...] = (
+    *OWN_LOADERS,
+    refused("the weights are FP8 as released; see --fp8-mode", QUANTIZATION),
+    refused("there are two guidance branches", "cfg_parallel_degree", unless=(1, 2)),
+    works(f"disagg_role {DISAGGREGATION}"),
 )

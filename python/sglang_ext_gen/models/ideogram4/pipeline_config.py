@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sglang.multimodal_gen.configs.models import VAEConfig
 from sglang.multimodal_gen.configs.models.vaes.flux import Flux2VAEConfig
@@ -16,7 +16,7 @@ from sglang_ext_gen.checkpoint.component import refuse
 from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.ideogram4.checkpoint import COMPONENTS, check_checkpoint
-from sglang_ext_gen.models.ideogram4.options import LOAD_OPTIONS
+from sglang_ext_gen.models.ideogram4.options import LOAD_OPTIONS, STOCK_OPTIONS
 from sglang_ext_gen.request.fields import carries
 
 
@@ -26,6 +26,8 @@ class Ideogram4FP8PipelineConfig(FamilyPipelineConfig, ImagePipelineConfig):
     """Options of ``DiffGenerator.from_pretrained`` and ``sglang serve``."""
 
     load_options = LOAD_OPTIONS
+    stock_options = STOCK_OPTIONS
+    other_components: ClassVar[tuple[str, ...]] = ("tokenizer", "vae")
     # A component that our loaders refuse must not be loaded by diffusers instead.
     native_only_components: tuple[str, ...] = tuple(part.name for part in COMPONENTS)
     task_type: ModelTaskType = ModelTaskType.T2I

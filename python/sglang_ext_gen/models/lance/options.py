@@ -8,6 +8,20 @@ One table for Python (``from_pretrained(tasks="t2i")``), ``sglang-ext-gen`` and
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sglang_ext_gen.diffusion.options import (
+    ATTENTION,
+    GRAPHS,
+    MONOLITHIC,
+    OF_ATTENTION,
+    OWN_LOADERS,
+    PARALLEL,
+    QUANTIZATION,
+    SEQUENCE_EXCHANGE,
+    OptionRow,
+    does_not_apply,
+    refused,
+    works,
+)
 from sglang_ext_gen.errors import CheckpointError, ConfigError
 from sglang_ext_gen.models.lance.checkpoint import VARIANTS, LanceFiles
 from sglang_ext_gen.models.lance.tasks import (
@@ -64,6 +78,33 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         choices=("off", "on"),
         default="off",
     ),
+)
+
+# What becomes of stock's options; see ``diffusion/options.py``.
+STOCK_OPTIONS: tuple[OptionRow, ...] = (
+    *OWN_LOADERS,
+    *MONOLITHIC,
+    refused(
+        "this pipeline runs on one device; start one server a device",
+        f"num_gpus {PARALLEL}",
+        unless=(1,),
+    ),
+    does_not_apply("this pipeline runs on one device", SEQUENCE_EXCHANGE),
+    refused(
+        "attention is torch's, over a prefix of keys and values",
+        ATTENTION,
+        unless=("torch_sdpa",),
+    ),
+    does_not_apply("attention is torch's", OF_ATTENTION),
+    refused(
+        "a graph would serve prompts of one length alone: a prompt is a prefix of keys "
+        "and values without a mask, so none can be padded",
+        GRAPHS,
+    ),
+    refused("the linears become FP8 by --weight-format fp8", QUANTIZATION),
+    refused("use --vae-tiles on", "vae_tiling"),
+    works("image_encoder_cpu_offload"),
+    does_not_apply("there is no text encoder", "text_encoder_cpu_offload"),
 )
 
 

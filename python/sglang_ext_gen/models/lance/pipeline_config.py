@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sglang.multimodal_gen.configs.models import DiTConfig, VAEConfig
 from sglang.multimodal_gen.configs.models.vaes import WanVAEConfig
@@ -15,7 +15,6 @@ from sglang.multimodal_gen.configs.sample.sampling_params import DataType
 
 from sglang_ext_gen.checkpoint.component import refuse
 from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
-from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.lance.checkpoint import (
     COMPONENTS,
     check_checkpoint,
@@ -23,6 +22,7 @@ from sglang_ext_gen.models.lance.checkpoint import (
 )
 from sglang_ext_gen.models.lance.options import (
     LOAD_OPTIONS,
+    STOCK_OPTIONS,
     LancePlacement,
     place_tasks,
 )
@@ -32,13 +32,6 @@ from sglang_ext_gen.request.fields import carries
 
 _SGLANG_NAMES = {official: name for name, official in TASK_TYPES.items()}
 
-_REFUSED = {
-    "enable_breakable_cuda_graph": "a graph would serve prompts of one length alone: a "
-    "prompt is a prefix of keys and values without a mask, so none can be padded",
-    "regional_compile": "each layer reads its own part of the prefix and would be a "
-    "graph of its own; --enable-torch-compile alone makes one of all",
-}
-
 
 @dataclass
 @carries(LOAD_OPTIONS)
@@ -46,6 +39,8 @@ class LancePipelineConfig(FamilyPipelineConfig, PipelineConfig):
     """Options of ``DiffGenerator.from_pretrained`` and ``sglang serve``."""
 
     load_options = LOAD_OPTIONS
+    stock_options = STOCK_OPTIONS
+    other_components: ClassVar[tuple[str, ...]] = ("tokenizer",)
     # A component that our loaders refuse must not be loaded by diffusers instead.
     native_only_components: tuple[str, ...] = tuple(part.name for part in COMPONENTS)
     task_type: ModelTaskType = ModelTaskType.T2I
@@ -94,17 +89,6 @@ class LancePipelineConfig(FamilyPipelineConfig, PipelineConfig):
     def supports_disaggregation(self) -> bool:
         """False: the prefix cache stays where it was made."""
         return False
-
-    def check_options(self, server_args: Any) -> None:
-        """One device a server, and whole steps, each against its own prefix."""
-        if server_args.num_gpus > 1:
-            raise ConfigError(
-                f"num_gpus: {server_args.num_gpus} given; this pipeline runs on one "
-                "device, start one server a device"
-            )
-        for name, reason in _REFUSED.items():
-            if getattr(server_args, name):
-                raise ConfigError(f"{name}: {reason}")
 
     def check_folder(self, folder: Path) -> None:
         """Refuse a damaged checkpoint, and one without what the tasks need."""

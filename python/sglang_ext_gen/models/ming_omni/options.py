@@ -8,6 +8,12 @@ One table for Python (``from_pretrained(thinker_args=[...])``), ``sglang-ext-gen
 import shlex
 from collections.abc import Sequence
 
+from sglang_ext_gen.diffusion.options import (
+    MONOLITHIC,
+    OWN_LOADERS,
+    OptionRow,
+    refused,
+)
 from sglang_ext_gen.request.fields import RequestField
 
 LOAD_OPTIONS: tuple[RequestField, ...] = (
@@ -39,6 +45,13 @@ LOAD_OPTIONS: tuple[RequestField, ...] = (
         maximum=3600,
         default=300.0,
     ),
+)
+
+# What becomes of stock's options; see ``diffusion/options.py``.
+STOCK_OPTIONS: tuple[OptionRow, ...] = (
+    *OWN_LOADERS,
+    *MONOLITHIC,
+    refused("there are two guidance branches", "cfg_parallel_degree", unless=(1, 2)),
 )
 
 

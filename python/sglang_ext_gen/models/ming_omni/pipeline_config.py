@@ -19,6 +19,7 @@ from sglang_ext_gen.models.ming_omni.checkpoint import COMPONENTS, check_checkpo
 from sglang_ext_gen.models.ming_omni.config import TOKEN_MULTIPLE
 from sglang_ext_gen.models.ming_omni.options import (
     LOAD_OPTIONS,
+    STOCK_OPTIONS,
     listed_arguments,
     listed_urls,
 )
@@ -31,6 +32,7 @@ class MingOmniPipelineConfig(FamilyPipelineConfig, ImagePipelineConfig):
     """Options of ``DiffGenerator.from_pretrained`` and ``sglang serve``."""
 
     load_options = LOAD_OPTIONS
+    stock_options = STOCK_OPTIONS
 
     # A component that our loaders refuse must not be loaded by diffusers instead.
     native_only_components: tuple[str, ...] = tuple(row.name for row in COMPONENTS)

@@ -30,7 +30,7 @@ from sglang_ext_gen.models.qwen_image.checkpoint import (
     check_checkpoint,
     components_from_elsewhere,
 )
-from sglang_ext_gen.models.qwen_image.options import LOAD_OPTIONS
+from sglang_ext_gen.models.qwen_image.options import LOAD_OPTIONS, STOCK_OPTIONS
 from sglang_ext_gen.models.qwen_image.references import size_for_pixels
 from sglang_ext_gen.models.qwen_image.request import (
     DEFAULT_REFERENCE_PIXELS,
@@ -82,12 +82,8 @@ class QwenImageConfig(FamilyPipelineConfig):
     """What generation and edits share."""
 
     load_options = LOAD_OPTIONS
-    refused: ClassVar[dict[str, str]] = {
-        "cache_dit_config": "it is read by the diffusers backend; the variables "
-        "SGLANG_CACHE_DIT_* and the request's cache_dit_params are there",
-        "regional_compile": "stock's transformer names no regions; "
-        "enable_torch_compile alone compiles all of it",
-    }
+    stock_options = STOCK_OPTIONS
+    other_components: ClassVar[tuple[str, ...]] = ("tokenizer", "scheduler")
     # A component that stock's strict loaders refuse must not be loaded by diffusers.
     native_only_components: ClassVar[tuple[str, ...]] = (
         "transformer",
@@ -161,6 +157,10 @@ class QwenImageEditExtPipelineConfig(QwenImageConfig, QwenImageEditPlusPipelineC
             set by the pipeline from ``model_index.json``.
     """
 
+    other_components: ClassVar[tuple[str, ...]] = (
+        *QwenImageConfig.other_components,
+        "processor",
+    )
     is_first_release: bool = False
 
     def prepare_image_processor_kwargs(

@@ -72,6 +72,11 @@ class QwenImageExtSamplingParams(FamilySamplingParams):
     """
 
     title = "Qwen-Image"
+    # Stock's transformer has neither TeaCache nor Spectrum.
+    has_teacache = False
+    not_used = frozenset(
+        {"enable_spectrum", "enable_teacache", "spectrum_params", "teacache_params"}
+    )
     request_fields = REQUEST_FIELDS
     has_teacache = False
     # A picture to work from is refused in words of its own.
