@@ -19,12 +19,6 @@ from sglang_ext_gen.errors import GenerationError, RequestError
 
 pytestmark = pytest.mark.slow
 
-# Where the weights wait between their uses must not be seen in a picture.
-OFFLOADED = {
-    "dit_cpu_offload": True,
-    "text_encoder_cpu_offload": True,
-    "vae_cpu_offload": True,
-}
 SIZE = {"width": 256, "height": 256}
 COMMAND_FORM = ("--precision", "float32", "--json")
 SHORT = {"num_inference_steps": 4, "guidance_schedule": [7.0, 5.0, 3.0, 1.0]}
@@ -42,10 +36,7 @@ def generator(ideogram4_golden: Golden, tmp_path_factory) -> Iterator[Any]:
         for variable in TIMING_VARIABLES:
             patch.setenv(variable, "1")
         with float32_generator(
-            checkpoint,
-            text_encoder_precisions=("fp32",),
-            output_path=str(folder),
-            **OFFLOADED,
+            checkpoint, text_encoder_precisions=("fp32",), output_path=str(folder)
         ) as generator:
             yield generator
 

@@ -37,7 +37,9 @@ def server(
         checkpoint,
         *("--no-unconditional", "--fp8-mode", "expanded", "--precision", "float32"),
         *("--batching-max-size", "4", "--batching-delay-ms", "3000"),
-        *("--dit-cpu-offload", "true"),
+        # Where the weights wait between their uses must not be seen in a picture.
+        *("--dit-cpu-offload", "true", "--text-encoder-cpu-offload", "true"),
+        *("--vae-cpu-offload", "true"),
         program="sglang-ext-gen",
         SGLANG_CACHE_DIT_ENABLED="true",
         SGLANG_CACHE_DIT_WARMUP="2",

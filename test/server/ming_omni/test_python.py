@@ -49,10 +49,6 @@ def generator(golden: Golden, folder: Path) -> Iterator[Any]:
         golden.checkpoint,
         text_encoder_precisions=("fp32",),
         thinker_args=list(FLAGS),
-        # Where the weights wait between their uses must not be seen in a picture.
-        dit_cpu_offload=True,
-        text_encoder_cpu_offload=True,
-        vae_cpu_offload=True,
         output_path=str(folder),
     ) as running:
         yield running
