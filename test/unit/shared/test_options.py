@@ -163,7 +163,7 @@ def test_request_fields_follow_from_what_is_refused(family: str) -> None:
     used = row.load(row.sampling_params).used_fields()
     unread = {name for name, row in rows.items() if row.reason == "nothing reads it"}
     assert unread == set(rows) - used
-    assert "rollout_sde_type" in unread
+    assert "condition_inputs" in unread
     assert set(CHANGE_NOTHING) <= SERVED_BY_SGLANG
 
 
