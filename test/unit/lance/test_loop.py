@@ -220,7 +220,7 @@ def test_what_the_loop_cannot_do_is_refused_by_field(more, message, plain) -> No
     ("option", "message"),
     [
         ("enable_breakable_cuda_graph", "none can be padded"),
-        ("regional_compile", "one of all"),
+        ("regional_compile", "compiled as a whole"),
     ],
 )
 def test_what_a_prefix_rules_out_is_refused_before_loading(

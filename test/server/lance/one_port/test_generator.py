@@ -158,8 +158,13 @@ def test_video_with_a_source(name, openai, golden, video, tmp_path):
 
 
 def test_progress_is_reported_step_by_step(openai):
-    fields = {"num_frames": 5, "num_inference_steps": 150, "seed": 1}
-    job = openai.videos.create(prompt="waves", size="64x48", extra_body=fields)
+    # Long enough to be seen between two looks at it.
+    fields = {"num_frames": 9, "num_inference_steps": 200, "seed": 1}
+    job = openai.videos.create(
+        prompt="waves",
+        size="192x160",  # type: ignore[arg-type]
+        extra_body=fields,
+    )
     _, progress = wait_for(openai, job)
     between = {value for value in progress if 0 < value < 100}
     assert len(between) >= 3
