@@ -74,14 +74,16 @@ class FamilyPipelineConfig:
         return True
 
     def supports_dynamic_batching_for_request(self, batch: Any) -> bool:
-        """False where a cache over the steps decides from what it sees.
+        """False for a request that must be, or is already, a batch of its own.
 
-        What it decides must not depend on a neighbour in the batch.
+        What a cache over the steps decides must not depend on a neighbour. Several
+        outputs of a request fill a batch, and SGLang takes members of one output only.
         """
         is_cached = batch.enable_cache_dit
         if is_cached is None:
             is_cached = envs.SGLANG_CACHE_DIT_ENABLED
-        return not (is_cached or batch.enable_teacache)
+        is_many = batch.num_outputs_per_prompt > 1
+        return not (is_many or is_cached or batch.enable_teacache)
 
     def supports_batching_image_conditioning(self) -> bool:
         """True: each request of a group keeps its own pictures."""

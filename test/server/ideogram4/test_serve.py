@@ -79,7 +79,7 @@ def test_users_share_a_batch_and_get_what_they_would_alone(server: Server) -> No
     asked: list[dict[str, Any]] = [
         {"prompt": "ok", "seed": 1},
         {"prompt": "a red fox in the snow at night", "seed": 2},
-        {"prompt": "a cat", "seed": 3, "n": 2},
+        {"prompt": "a cat", "seed": 3},
     ]
     asked = [{**fields, "enable_cache_dit": False} for fields in asked]
     alone = [draw(server, **fields) for fields in asked]
@@ -93,6 +93,14 @@ def test_users_share_a_batch_and_get_what_they_would_alone(server: Server) -> No
     log = log_of(server).removeprefix(before)
     assert "Processed native grouped batch of 3/4 request(s)" in log
     assert "3 requests in 1 loops" in log
+
+
+def test_several_outputs_are_a_batch_of_their_own(server: Server) -> None:
+    asked = [{"n": 2}, {"n": 2}, {}]
+    before = log_of(server)
+    with ThreadPoolExecutor(len(asked)) as users:
+        list(users.map(lambda n: draw(server, **n, enable_cache_dit=False), asked))
+    assert "failed" not in log_of(server).removeprefix(before)
 
 
 def test_cache_dit_by_variable_and_off_by_request(server: Server) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second generator on the thinker behind the port: compiled, with batches of users.
+"""The generator with a thinker of its own: compiled, with batches of users.
 
 Compiled by inductor for the CPU, in float32.
 """
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -15,7 +15,8 @@ from conftest import Golden
 from denoising_loop import steps_reused
 from images import psnr, read_rgb
 from ming_drawing import FILE_DB, golden_png, golden_request
-from server.one_port import address_of, at_once
+from server.ming import FLAGS as THINKER_FLAGS
+from server.one_port import at_once
 from server.servers import FLOAT32, Server, serving
 
 pytestmark = pytest.mark.slow
@@ -28,16 +29,17 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def server(
-    one_port: Server, omni_golden: Golden, tmp_path_factory: pytest.TempPathFactory
-):
-    """The generator alone; the thinker is the other server's."""
+    omni_golden: Golden, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The generator; nobody else asks its thinker."""
     with serving(
         omni_golden.checkpoint,
         tmp_path_factory.mktemp("options"),
         *("--model-type", "diffusion", *FLOAT32),
-        *("--thinker-url", address_of(one_port, "thinker")),
+        f"--thinker-args={' '.join(THINKER_FLAGS)}",
         *("--batching-max-size", "4", "--batching-delay-ms", "3000"),
         *("--enable-torch-compile", "true", "--warmup-resolutions", "64x96"),
+        program="sglang-ext-gen",
         SGLANG_TORCH_COMPILE_MODE="default",
         TORCH_LOGS="recompiles,graph_breaks",
     ) as running:
