@@ -195,6 +195,12 @@ COUPLINGS: tuple[Coupling, ...] = (
         "The glyph encoder would choose its attention itself.",
         "_attn_implementation",
     ),
+    *_rows(
+        *("member", "diffusion/denoising.py"),
+        "cache_dit.caching.cache_adapters.cache_adapter:CachedAdapter",
+        "The steps that cache-dit spared could not be counted.",
+        *("_context_manager", "_context_names"),
+    ),
     # Environment variables.
     *_rows(
         *("variable", "cli/running.py", f"{_GEN}.utils.perf_logger"),
