@@ -161,3 +161,9 @@ def test_a_cuda_graph_would_get_what_it_can_copy(studio, omni_golden) -> None:
         assert prompt_padding.pad_masked_prompt_kwargs(inputs, (64, 512)) is inputs
         keys.add(check_graph_inputs(transformer, inputs))
     assert len(keys) == 3
+
+
+def test_what_a_request_costs_a_batch_is_its_latents(studio, fields) -> None:
+    request = studio.request(**{**fields, "width": 64, "height": 96})
+    config = studio.server_args.pipeline_config
+    assert config.estimate_request_cost(request) == 8 * 12

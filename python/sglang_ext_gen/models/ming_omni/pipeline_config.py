@@ -16,7 +16,7 @@ from sglang_ext_gen.checkpoint.component import refuse
 from sglang_ext_gen.diffusion.pipeline_config import FamilyPipelineConfig
 from sglang_ext_gen.errors import ConfigError
 from sglang_ext_gen.models.ming_omni.checkpoint import COMPONENTS, check_checkpoint
-from sglang_ext_gen.models.ming_omni.config import TOKEN_MULTIPLE
+from sglang_ext_gen.models.ming_omni.config import TOKEN_MULTIPLE, VAE_STAGES
 from sglang_ext_gen.models.ming_omni.options import (
     LOAD_OPTIONS,
     STOCK_OPTIONS,
@@ -62,6 +62,14 @@ class MingOmniPipelineConfig(FamilyPipelineConfig, ImagePipelineConfig):
     def supports_disaggregation(self) -> bool:
         """False: the conditioning stays where it was made; the thinker is apart."""
         return False
+
+    def estimate_request_cost(self, batch: Any) -> float:
+        """Latents of all outputs, for ``--batching-config``.
+
+        SGLang's own asks its VAE config, which our loader does not fill.
+        """
+        latents = batch.width * batch.height / 4 ** (VAE_STAGES - 1)
+        return latents * batch.num_outputs_per_prompt
 
     def check_options(self, server_args: Any) -> None:
         """Refuse options that do not fit together.
