@@ -226,7 +226,8 @@ def test_what_the_loop_cannot_do_is_refused_by_field(more, message, plain) -> No
 def test_what_a_prefix_rules_out_is_refused_before_loading(
     option, message, load
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{option}: .*{message}"):
+    flag = "--" + option.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"{flag}: .*{message}"):
         load(enable_torch_compile=option == "regional_compile", **{option: True})
 
 
