@@ -42,6 +42,8 @@ pytestmark = pytest.mark.slow
 NAME = "lance"
 
 SMALL = {"num_inference_steps": 3, "output_format": "png"}
+# A request that is still running when somebody leaves or is killed.
+LONG = {"size": "512x384", "num_inference_steps": 200}
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +96,12 @@ def draw_golden(client: OpenAI, golden: Golden) -> float:
 
 def draw(client: OpenAI, **fields: Any) -> list[bytes]:
     """Small pictures."""
-    n = fields.pop("n", 1)
+    n, size = fields.pop("n", 1), fields.pop("size", "64x48")
     response = client.images.generate(
         model=NAME,
         prompt=fields.pop("prompt", "a cat"),
         n=n,
-        size="64x48",  # type: ignore[arg-type]
+        size=size,
         response_format="b64_json",
         extra_body={**SMALL, **fields},
     )
@@ -265,9 +267,8 @@ def test_right_answers_after_all_that(client, golden, video):
 
 def test_a_client_that_leaves_does_no_harm(server, client, golden, video):
     want = draw(client, seed=5)
-    slow = {"prompt": "a cat", "size": "64x48", "num_inference_steps": 100}
     for path, body in (
-        (IMAGES, slow),
+        (IMAGES, {"prompt": "a cat", **LONG}),
         (CHAT, {"messages": USER, "max_tokens": 1000, "ignore_eos": True}),
     ):
         with pytest.raises(httpx.ReadTimeout):
@@ -281,11 +282,10 @@ def test_upstreams_that_are_killed_are_named_and_come_back(
     server, client, golden, video
 ):
     want = golden.json["cases"]["x2t_video"]["text"]
-    slow = {"num_inference_steps": 200}
     # The generator's worker, during a request.
     error, _ = at_once(
         [
-            lambda: failure_of(lambda: draw(client, seed=1, **slow)),
+            lambda: failure_of(lambda: draw(client, seed=1, **LONG)),
             lambda: kill_when_busy(server, "generator"),
         ]
     )
