@@ -118,7 +118,7 @@ def main() -> int:
     if device.type == "cpu" and not args.tiny:
         print("No CUDA device: the kernel cannot be timed; use --tiny", file=sys.stderr)
         return 2
-    uses_kernel = has_fp8_kernel(torch.device(device.type, 0))
+    uses_kernel = has_fp8_kernel(torch.device(device.type, 0), torch.bfloat16)
     peaks = device_peaks(device, args.bandwidth_tbs, args.bf16_tflops)
     candidate = "Triton kernel" if uses_kernel else "torch reference"
     print(f"{device_name(device)}: fp8 = {candidate}; seed {SEED}")

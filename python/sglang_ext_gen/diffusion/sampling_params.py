@@ -73,12 +73,13 @@ class FamilySamplingParams(SamplingParams):
         fields its endpoint passes on all others.
         """
         names = {field.name for field in cls.request_fields}
-        return frozenset(names - _OF_SGLANG | names & {"image_path", "teacache_params"})
+        return cls.video_request_extra_fields() | names & {"image_path"}
 
     @classmethod
     def video_request_extra_fields(cls) -> frozenset[str]:
         """Fields that the HTTP video endpoint takes from the body."""
-        return frozenset({field.name for field in cls.request_fields} - _OF_SGLANG)
+        names = frozenset(field.name for field in cls.request_fields)
+        return names - _OF_SGLANG | names & {"teacache_params"}
 
     @classmethod
     def used_fields(cls) -> frozenset[str]:

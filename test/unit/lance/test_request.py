@@ -104,7 +104,7 @@ def test_a_plan_has_the_fields_of_the_table():
 def test_http_takes_our_own_fields_and_no_other():
     own = {
         *("resolution", "cfg_interval", "cfg_renorm_type", "cfg_renorm_min"),
-        *("timestep_shift", "system_prompt", "source_latents"),
+        *("timestep_shift", "system_prompt", "source_latents", "teacache_params"),
     }
     assert sampling_params.LanceSamplingParams.video_request_extra_fields() == own
     assert sampling_params.LanceSamplingParams.image_request_extra_fields() == own | {
