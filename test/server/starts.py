@@ -7,7 +7,7 @@ ranks, a command. ``test/conftest.py`` prints the list and refuses too long a on
 
 import os
 
-# What a run on two cores can afford in half an hour.
+# What a run on two cores can afford in three quarters of an hour.
 MAX_STARTS = 38
 
 started: list[str] = []
