@@ -39,6 +39,7 @@ def server(
         f"--thinker-args={' '.join(THINKER_FLAGS)}",
         *("--batching-max-size", "4", "--batching-delay-ms", "3000"),
         *("--enable-torch-compile", "true", "--warmup-resolutions", "64x96"),
+        *("--dit-cpu-offload", "true", "--vae-cpu-offload", "true"),
         program="sglang-ext-gen",
         SGLANG_TORCH_COMPILE_MODE="default",
         TORCH_LOGS="recompiles,graph_breaks",
