@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests of several users that ran as one group: one that fails fails alone."""
 
-import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -26,12 +26,12 @@ def execute_generation_grouped(
     if not isinstance(scheduler.server_args.pipeline_config, FamilyPipelineConfig):
         return original(scheduler, reqs)
     # A pipeline writes into its requests.
-    untouched = pickle.dumps(reqs)
+    untouched = deepcopy(reqs)
     outputs = original(scheduler, reqs)
     if not _on_any_rank(any(output.error for output in outputs)):
         return outputs
     logger.warning("A group of %d requests failed; each runs alone", len(reqs))
-    return scheduler._execute_generation_sequential(pickle.loads(untouched))
+    return scheduler._execute_generation_sequential(untouched)
 
 
 def _on_any_rank(failed: bool) -> bool:
